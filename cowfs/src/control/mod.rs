@@ -1,0 +1,14 @@
+//! The daemon's control socket: one JSON request a line, one JSON answer a line.
+
+mod client;
+mod message;
+mod server;
+
+pub use client::Client;
+pub use message::*;
+pub use server::listen;
+
+/// File name of the socket in the store.
+pub const SOCKET: &str = "control.sock";
+/// Longest request, bytes.
+const REQUEST_MAX: u64 = 1 << 20;

@@ -1,0 +1,93 @@
+//! The answering end.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use super::{Answer, Failure, REQUEST_MAX, Request, SOCKET};
+
+/// Listens in the store and answers every line by `f`, each connection in a thread of its own.
+///
+/// The caller holds the store's lock, so a socket that is there is a dead daemon's.
+///
+/// # Errors
+/// What the host says.
+pub fn listen(
+    store: &Path,
+    f: Arc<dyn Fn(Request) -> Result<Answer, Failure> + Send + Sync>,
+) -> std::io::Result<()> {
+    let path = store.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // Bound under a name of its own and moved into place when its mode is right.
+    let fresh = store.join(format!("{SOCKET}.new"));
+    let _ = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, &path)?;
+    std::thread::Builder::new()
+        .name("cowfs-control".into())
+        .spawn(move || {
+            for stream in listener.incoming() {
+                let f = Arc::clone(&f);
+                let Ok(stream) = stream else { continue };
+                let spawned = std::thread::Builder::new()
+                    .name("cowfs-request".into())
+                    .spawn(move || {
+                        if let Err(e) = serve(stream, f.as_ref()) {
+                            tracing::debug!(error = %e, "a client went away");
+                        }
+                    });
+                if let Err(e) = spawned {
+                    tracing::error!(error = %e, "no thread for a client");
+                }
+            }
+        })?;
+    Ok(())
+}
+
+fn serve(
+    stream: UnixStream,
+    f: &(dyn Fn(Request) -> Result<Answer, Failure> + Send + Sync),
+) -> std::io::Result<()> {
+    let peer = getsockopt(&stream, PeerCredentials)?;
+    let own = nix::unistd::geteuid().as_raw();
+    // Whoever connects and says nothing does not hold a thread for ever.
+    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
+    let mut out = stream.try_clone()?;
+    let mut lines = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        let n = (&mut lines).take(REQUEST_MAX).read_until(b'\n', &mut line)?;
+        if n == 0 {
+            return Ok(());
+        }
+        let result = if peer.uid() != 0 && peer.uid() != own {
+            Err(Failure::new("only root and the daemon's own user may ask this"))
+        } else if line.last() != Some(&b'\n') {
+            Err(Failure::new("the request is too long or cut short"))
+        } else {
+            match serde_json::from_slice(&line) {
+                Ok(request) => f(request),
+                Err(e) => Err(Failure {
+                    code: 2,
+                    message: format!("not a request: {e}"),
+                }),
+            }
+        };
+        let fatal = line.last() != Some(&b'\n');
+        let mut answer = serde_json::to_vec(&result.unwrap_or_else(Answer::Error))?;
+        answer.push(b'\n');
+        out.write_all(&answer)?;
+        if fatal {
+            return Ok(());
+        }
+    }
+}

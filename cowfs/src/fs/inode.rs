@@ -1,0 +1,170 @@
+//! The inode record, 96 bytes, little-endian.
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 4 | mode (type and permissions, as `st_mode`) |
+//! | 4 | 4 | user |
+//! | 8 | 4 | group |
+//! | 12 | 4 | links |
+//! | 16 | 8 | size, bytes |
+//! | 24 | 8 | bytes mapped by extents |
+//! | 32 | 4 | device number (the kernel's 32-bit form) |
+//! | 36 | 4 | flags |
+//! | 40 | 48 | access, modification, change and birth time: seconds i64, nanoseconds u32 |
+//! | 88 | 8 | parent (directories) |
+
+use super::{FsError, Kv, Time, fail, key};
+
+/// Bytes of a record.
+pub const LEN: usize = 96;
+/// Has `security.capability`.
+pub const HAS_CAPABILITY: u32 = 1;
+/// Has any extended attribute.
+pub const HAS_XATTR: u32 = 2;
+/// Has a POSIX access ACL.
+pub const HAS_ACL: u32 = 4;
+/// Has a POSIX default ACL.
+pub const HAS_DEFAULT_ACL: u32 = 8;
+
+/// What is known of a file apart from its name and contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "as in stat(2)")]
+pub struct Inode {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub nlink: u32,
+    pub size: u64,
+    /// Bytes mapped by extents.
+    pub mapped: u64,
+    pub rdev: u32,
+    pub flags: u32,
+    pub atime: Time,
+    pub mtime: Time,
+    pub ctime: Time,
+    pub btime: Time,
+    /// Directory that holds this one (directories only).
+    pub parent: u64,
+}
+
+fn put_time(b: &mut [u8; LEN], at: usize, t: Time) {
+    b[at..at + 8].copy_from_slice(&t.0.to_le_bytes());
+    b[at + 8..at + 12].copy_from_slice(&t.1.to_le_bytes());
+}
+
+impl Inode {
+    /// The record.
+    pub fn encode(&self) -> [u8; LEN] {
+        let mut b = [0; LEN];
+        b[0..4].copy_from_slice(&self.mode.to_le_bytes());
+        b[4..8].copy_from_slice(&self.uid.to_le_bytes());
+        b[8..12].copy_from_slice(&self.gid.to_le_bytes());
+        b[12..16].copy_from_slice(&self.nlink.to_le_bytes());
+        b[16..24].copy_from_slice(&self.size.to_le_bytes());
+        b[24..32].copy_from_slice(&self.mapped.to_le_bytes());
+        b[32..36].copy_from_slice(&self.rdev.to_le_bytes());
+        b[36..40].copy_from_slice(&self.flags.to_le_bytes());
+        put_time(&mut b, 40, self.atime);
+        put_time(&mut b, 52, self.mtime);
+        put_time(&mut b, 64, self.ctime);
+        put_time(&mut b, 76, self.btime);
+        b[88..96].copy_from_slice(&self.parent.to_le_bytes());
+        b
+    }
+
+    /// Reads a record; `None` if it is none.
+    pub fn decode(b: &[u8]) -> Option<Self> {
+        let b: &[u8; LEN] = b.try_into().ok()?;
+        let u32_at = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        let time_at = |at: usize| (u64_at(at).cast_signed(), u32_at(at + 8));
+        let inode = Self {
+            mode: u32_at(0),
+            uid: u32_at(4),
+            gid: u32_at(8),
+            nlink: u32_at(12),
+            size: u64_at(16),
+            mapped: u64_at(24),
+            rdev: u32_at(32),
+            flags: u32_at(36),
+            atime: time_at(40),
+            mtime: time_at(52),
+            ctime: time_at(64),
+            btime: time_at(76),
+            parent: u64_at(88),
+        };
+        let sane_type = matches!(
+            inode.mode & libc::S_IFMT,
+            libc::S_IFREG
+                | libc::S_IFDIR
+                | libc::S_IFLNK
+                | libc::S_IFCHR
+                | libc::S_IFBLK
+                | libc::S_IFIFO
+                | libc::S_IFSOCK
+        );
+        let sane_times = [inode.atime, inode.mtime, inode.ctime, inode.btime]
+            .iter()
+            .all(|t| t.1 < 1_000_000_000);
+        (sane_type && sane_times && inode.size <= super::FILE_MAX).then_some(inode)
+    }
+
+    /// True for a directory.
+    pub fn is_dir(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFDIR
+    }
+
+    /// True for a regular file.
+    pub fn is_file(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    /// True for a symlink.
+    pub fn is_symlink(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFLNK
+    }
+
+    /// The type as in `d_type`.
+    pub fn dtype(&self) -> u8 {
+        dtype(self.mode)
+    }
+}
+
+/// The type of a mode as in `d_type`.
+pub fn dtype(mode: u32) -> u8 {
+    u8::try_from((mode & libc::S_IFMT) >> 12).unwrap_or(0)
+}
+
+/// Loads an inode; ESTALE if there is none (someone still holds a number that is gone).
+///
+/// # Errors
+/// ESTALE, corrupt, or the store's.
+pub fn load<K: Kv + ?Sized>(kv: &mut K, ino: u64) -> Result<Inode, FsError> {
+    match find(kv, ino)? {
+        Some(i) => Ok(i),
+        None => fail(libc::ESTALE),
+    }
+}
+
+/// Loads an inode if it is there.
+///
+/// # Errors
+/// Corrupt, or the store's.
+pub fn find<K: Kv + ?Sized>(kv: &mut K, ino: u64) -> Result<Option<Inode>, FsError> {
+    let mut got = None;
+    if !kv.get(&key::inode(ino), &mut |v| got = Inode::decode(v))? {
+        return Ok(None);
+    }
+    got.map(Some).ok_or(FsError::Corrupt {
+        ino,
+        what: "its record makes no sense",
+    })
+}
+
+/// Stores an inode.
+///
+/// # Errors
+/// The store's.
+pub fn save<K: Kv + ?Sized>(kv: &mut K, ino: u64, inode: &Inode) -> Result<(), FsError> {
+    kv.put(&key::inode(ino), &inode.encode())
+}

@@ -1,0 +1,11 @@
+//! cowfs: a checkpointing filesystem for application roots, with instant checkpoints and live rollback.
+//!
+//! Data flows one way: [`fuse`] speaks the kernel's protocol, [`mount`] turns its requests into operations of [`fs`]
+//! inside batches of [`store`], which keeps [`tree`]s, file data and a log. `docs/design.md` has the whole.
+
+pub mod fault;
+pub mod fs;
+pub mod fuse;
+pub mod mount;
+pub mod store;
+pub mod tree;

@@ -1,0 +1,390 @@
+//! The catalog: heads and checkpoints by name, and the operations that change it.
+//!
+//! It is kept in memory, written as JSON with every commit, and each change is a log record, so that replay comes to
+//! the same catalog. An operation carries everything that decides its result (ids, names, times).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::StoreError;
+use crate::tree::PageId;
+
+/// Version of the catalog's JSON.
+pub const VERSION: u32 = 1;
+
+/// A writable branch.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Head {
+    /// Number, never reused.
+    pub id: u32,
+    /// Root page of its tree.
+    pub root: PageId,
+    /// Pages and extents born after this generation belong to this head alone.
+    pub base: u64,
+    /// Next inode number.
+    pub next_ino: u64,
+    /// Checkpoint that it continues.
+    pub parent: Option<u64>,
+    /// Microseconds since 1970.
+    pub created_us: i64,
+}
+
+/// Why a checkpoint exists.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Somebody asked for it.
+    Asked,
+    /// What a rollback left behind.
+    LeftBehind,
+}
+
+/// A fixed point in time of one head.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Number, never reused; later ones are higher.
+    pub id: u64,
+    /// Name.
+    pub name: String,
+    /// Root page.
+    pub root: PageId,
+    /// Generation it fixed.
+    pub generation: u64,
+    /// Next inode number at that point.
+    pub next_ino: u64,
+    /// Head it was taken of.
+    pub head: String,
+    /// Checkpoint before it in its head's line.
+    pub parent: Option<u64>,
+    /// Microseconds since 1970.
+    pub created_us: i64,
+    /// Free-form tags.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// A pinned one is never deleted.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Why it exists.
+    pub origin: Origin,
+}
+
+/// Heads and checkpoints.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Catalog {
+    /// Version of this layout.
+    pub version: u32,
+    /// Heads by name.
+    pub heads: BTreeMap<String, Head>,
+    /// Checkpoints by number.
+    pub checkpoints: BTreeMap<u64, Checkpoint>,
+    /// Next head number.
+    pub next_head: u32,
+    /// Next checkpoint number.
+    pub next_checkpoint: u64,
+}
+
+/// A change of the catalog, as it stands in the log.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum CatalogOp {
+    /// Fix the present state of a head under a name.
+    Checkpoint {
+        /// Head.
+        head: String,
+        /// Number of the new checkpoint.
+        id: u64,
+        /// Its name.
+        name: String,
+        /// Its tags.
+        tags: BTreeMap<String, String>,
+        /// When, microseconds since 1970.
+        created_us: i64,
+    },
+    /// Move a head to a checkpoint; what it leaves becomes a checkpoint, if it has a name.
+    Rollback {
+        /// Head.
+        head: String,
+        /// Checkpoint to go to.
+        to: u64,
+        /// Number and name for what is left.
+        left: Option<(u64, String)>,
+        /// When.
+        created_us: i64,
+    },
+    /// A second head from a checkpoint.
+    Clone {
+        /// Checkpoint.
+        from: u64,
+        /// Number of the new head.
+        id: u32,
+        /// Its name.
+        name: String,
+        /// When.
+        created_us: i64,
+    },
+    /// Set and remove tags.
+    Tag {
+        /// Checkpoint.
+        id: u64,
+        /// Tags to set.
+        set: BTreeMap<String, String>,
+        /// Keys to remove.
+        remove: Vec<String>,
+    },
+    /// Pin or unpin.
+    Pin {
+        /// Checkpoint.
+        id: u64,
+        /// New state.
+        on: bool,
+    },
+    /// Rename a checkpoint.
+    Rename {
+        /// Checkpoint.
+        id: u64,
+        /// New name.
+        name: String,
+    },
+    /// Rename a head.
+    RenameHead {
+        /// Head.
+        head: String,
+        /// New name.
+        name: String,
+    },
+    /// Delete a checkpoint.
+    Delete {
+        /// Checkpoint.
+        id: u64,
+    },
+    /// Delete a head.
+    DeleteHead {
+        /// Head.
+        head: String,
+    },
+}
+
+impl Catalog {
+    /// A catalog with one empty head `main`.
+    pub fn new(root: PageId, next_ino: u64, created_us: i64) -> Self {
+        let head = Head {
+            id: 1,
+            root,
+            base: 0,
+            next_ino,
+            parent: None,
+            created_us,
+        };
+        Self {
+            version: VERSION,
+            heads: BTreeMap::from([("main".to_owned(), head)]),
+            checkpoints: BTreeMap::new(),
+            next_head: 2,
+            next_checkpoint: 1,
+        }
+    }
+
+    /// Decodes and checks a catalog.
+    ///
+    /// # Errors
+    /// Corrupt, or newer than this build.
+    pub fn decode(json: &[u8]) -> Result<Self, StoreError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bad = |e: serde_json::Error| StoreError::corrupt("meta", format!("the catalog: {e}"));
+        let v: Version = serde_json::from_slice(json).map_err(bad)?;
+        if v.version > VERSION {
+            return Err(StoreError::Newer {
+                found: v.version,
+                known: VERSION,
+            });
+        }
+        let c: Catalog = serde_json::from_slice(json).map_err(bad)?;
+        let sane = c
+            .heads
+            .values()
+            .all(|h| h.id < c.next_head && h.next_ino < 1 << 40)
+            && c.checkpoints
+                .iter()
+                .all(|(id, k)| *id == k.id && k.id < c.next_checkpoint && k.next_ino < 1 << 40);
+        if !sane {
+            return Err(StoreError::corrupt(
+                "meta",
+                "the catalog contradicts itself",
+            ));
+        }
+        Ok(c)
+    }
+
+    /// The JSON.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The head of a number.
+    pub fn head_by_id(&mut self, id: u32) -> Option<&mut Head> {
+        self.heads.values_mut().find(|h| h.id == id)
+    }
+
+    /// The checkpoint of a name.
+    pub fn checkpoint_named(&self, name: &str) -> Option<&Checkpoint> {
+        self.checkpoints.values().find(|c| c.name == name)
+    }
+
+    /// True if a head or checkpoint has this name.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.heads.contains_key(name) || self.checkpoint_named(name).is_some()
+    }
+
+    /// Applies an operation at a generation (which the caller then moves on).
+    ///
+    /// # Errors
+    /// Not found, when it does not fit the catalog; nothing has changed then.
+    pub fn apply(&mut self, op: &CatalogOp, generation: u64) -> Result<(), StoreError> {
+        let gone = |what: &str| StoreError::NotFound(format!("there is no {what}"));
+        match op {
+            CatalogOp::Checkpoint {
+                head,
+                id,
+                name,
+                tags,
+                created_us,
+            } => {
+                let h = self.heads.get_mut(head).ok_or_else(|| gone(head))?;
+                let c = Checkpoint {
+                    id: *id,
+                    name: name.clone(),
+                    root: h.root,
+                    generation,
+                    next_ino: h.next_ino,
+                    head: head.clone(),
+                    parent: h.parent,
+                    created_us: *created_us,
+                    tags: tags.clone(),
+                    pinned: false,
+                    origin: Origin::Asked,
+                };
+                h.base = generation;
+                h.parent = Some(*id);
+                self.next_checkpoint = self.next_checkpoint.max(id + 1);
+                self.checkpoints.insert(*id, c);
+            }
+            CatalogOp::Rollback {
+                head,
+                to,
+                left,
+                created_us,
+            } => {
+                let target = self
+                    .checkpoints
+                    .get(to)
+                    .cloned()
+                    .ok_or_else(|| gone("checkpoint"))?;
+                let h = self.heads.get_mut(head).ok_or_else(|| gone(head))?;
+                let before = h.clone();
+                h.root = target.root;
+                h.base = generation;
+                h.parent = Some(target.id);
+                h.next_ino = h.next_ino.max(target.next_ino);
+                if let Some((id, name)) = left {
+                    self.next_checkpoint = self.next_checkpoint.max(id + 1);
+                    self.checkpoints.insert(
+                        *id,
+                        Checkpoint {
+                            id: *id,
+                            name: name.clone(),
+                            root: before.root,
+                            generation,
+                            next_ino: before.next_ino,
+                            head: head.clone(),
+                            parent: before.parent,
+                            created_us: *created_us,
+                            tags: BTreeMap::new(),
+                            pinned: false,
+                            origin: Origin::LeftBehind,
+                        },
+                    );
+                }
+            }
+            CatalogOp::Clone {
+                from,
+                id,
+                name,
+                created_us,
+            } => {
+                let c = self
+                    .checkpoints
+                    .get(from)
+                    .ok_or_else(|| gone("checkpoint"))?;
+                let head = Head {
+                    id: *id,
+                    root: c.root,
+                    base: generation,
+                    next_ino: c.next_ino,
+                    parent: Some(c.id),
+                    created_us: *created_us,
+                };
+                self.next_head = self.next_head.max(id + 1);
+                self.heads.insert(name.clone(), head);
+            }
+            CatalogOp::Tag { id, set, remove } => {
+                let c = self
+                    .checkpoints
+                    .get_mut(id)
+                    .ok_or_else(|| gone("checkpoint"))?;
+                c.tags.extend(set.clone());
+                c.tags.retain(|k, _| !remove.contains(k));
+            }
+            CatalogOp::Pin { id, on } => {
+                self.checkpoints
+                    .get_mut(id)
+                    .ok_or_else(|| gone("checkpoint"))?
+                    .pinned = *on;
+            }
+            CatalogOp::Rename { id, name } => {
+                self.checkpoints
+                    .get_mut(id)
+                    .ok_or_else(|| gone("checkpoint"))?
+                    .name = name.clone();
+            }
+            CatalogOp::RenameHead { head, name } => {
+                let h = self.heads.remove(head).ok_or_else(|| gone(head))?;
+                self.heads.insert(name.clone(), h);
+                for c in self.checkpoints.values_mut().filter(|c| &c.head == head) {
+                    c.head = name.clone();
+                }
+            }
+            CatalogOp::Delete { id } => {
+                let c = self
+                    .checkpoints
+                    .remove(id)
+                    .ok_or_else(|| gone("checkpoint"))?;
+                // Lines go on past the gap.
+                for p in self
+                    .checkpoints
+                    .values_mut()
+                    .map(|c| &mut c.parent)
+                    .chain(self.heads.values_mut().map(|h| &mut h.parent))
+                    .filter(|p| **p == Some(*id))
+                {
+                    *p = c.parent;
+                }
+            }
+            CatalogOp::DeleteHead { head } => {
+                self.heads.remove(head).ok_or_else(|| gone(head))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// True if the operation fixes a state, so that the generation must move on.
+    pub fn fixes_state(op: &CatalogOp) -> bool {
+        matches!(
+            op,
+            CatalogOp::Checkpoint { .. } | CatalogOp::Rollback { .. } | CatalogOp::Clone { .. }
+        )
+    }
+}

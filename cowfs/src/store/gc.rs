@@ -1,0 +1,201 @@
+//! Garbage collection: marks what heads, checkpoints and live views reach, and gives the rest back.
+//!
+//! It runs beside everything else. First, for a moment with all writers out, places that were given out but not used are
+//! declared void and nothing freed is given out again ("hold"). Then a commit fixes what is reachable. What came later
+//! lies in new places, or is reachable from that commit, so marking reads only durable pages, without any lock.
+
+use std::time::Instant;
+
+use super::error::StoreError;
+use super::pages::{Bitmap, read_page};
+use super::segments::{BLOCK, SEGMENT_BYTES};
+use super::{Ordering, Store};
+use crate::fault;
+use crate::fs::Extent;
+use crate::tree::{self, Page, PageId, Visit};
+
+/// What a collection did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Tree pages freed.
+    pub freed_pages: u64,
+    /// Bytes of file data given back (also those that were given back before, in files that remain).
+    pub freed_bytes: u64,
+    /// Tree pages in use.
+    pub live_pages: u64,
+    /// Time, microseconds.
+    pub elapsed_us: u64,
+}
+
+/// Reads durable pages for marking.
+struct Reader<'a> {
+    store: &'a Store,
+    file: &'a dyn super::disk::DiskFile,
+    pages: u64,
+}
+
+impl tree::Pages for Reader<'_> {
+    type Error = StoreError;
+
+    fn read(&mut self, id: PageId) -> Result<std::sync::Arc<Page>, StoreError> {
+        if self.store.gc_stop.load(Ordering::Relaxed) {
+            return Err(StoreError::Refused("garbage collection was stopped".into()));
+        }
+        read_page(self.file, self.pages, id)
+    }
+
+    fn modify(&mut self, _: PageId) -> Result<(PageId, &mut Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn alloc(&mut self) -> Result<(PageId, &mut Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn release(&mut self, _: PageId) {}
+}
+
+/// Which 4 KiB blocks of the segments are in use.
+#[derive(Debug, Default)]
+pub(super) struct Blocks {
+    segments: rustc_hash::FxHashMap<u32, Bitmap>,
+}
+
+impl Blocks {
+    /// Marks an extent; false if it cannot be in a segment.
+    pub(super) fn mark(&mut self, e: &Extent) -> bool {
+        let end = e.off.saturating_add(u64::from(e.len));
+        if end > SEGMENT_BYTES {
+            return false;
+        }
+        let map = self.segments.entry(e.seg).or_insert_with(|| {
+            let mut m = Bitmap::default();
+            m.grow(SEGMENT_BYTES / BLOCK);
+            m
+        });
+        for b in e.off / BLOCK..end.div_ceil(BLOCK) {
+            map.set(b);
+        }
+        true
+    }
+}
+
+impl Store {
+    /// Gives back what nothing refers to any more.
+    ///
+    /// # Errors
+    /// What the host says, or a damaged page; nothing was freed then.
+    pub fn gc(&self) -> Result<GcReport, StoreError> {
+        let start = Instant::now();
+        let _one = self
+            .gc_lock
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let ends = {
+            let _gate = self
+                .gate
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            self.core()?.pages.hold = true;
+            self.segments.set_hold(true)
+        };
+        let result = self.collect(&ends);
+        if let Ok(mut core) = self.core() {
+            core.pages.hold = false;
+        }
+        self.segments.set_hold(false);
+        let mut report = result?;
+        self.gc_runs.fetch_add(1, Ordering::Relaxed);
+        report.elapsed_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        tracing::info!(
+            pages = report.freed_pages,
+            bytes = report.freed_bytes,
+            us = report.elapsed_us,
+            "garbage collected"
+        );
+        Ok(report)
+    }
+
+    fn collect(&self, ends: &std::collections::BTreeMap<u32, u64>) -> Result<GcReport, StoreError> {
+        let committed = self.commit_snapshot()?;
+        let mut reader = Reader {
+            store: self,
+            file: committed.file.as_ref(),
+            pages: committed.map.len(),
+        };
+        fault::point("gc:mark");
+        let mut garbage = committed.map;
+        let mut report = GcReport::default();
+        let mut blocks = Blocks::default();
+        for root in committed.roots {
+            tree::mark(
+                &mut reader,
+                root,
+                &mut |id, _| {
+                    if garbage.clear(id) {
+                        report.live_pages += 1;
+                        Visit::Descend
+                    } else {
+                        Visit::Skip
+                    }
+                },
+                Some(&mut |key: &[u8], value: &[u8]| {
+                    if crate::fs::key::split(key).is_some_and(|k| k.1 == crate::fs::key::EXTENT)
+                        && let Some(e) = Extent::decode(value)
+                    {
+                        blocks.mark(&e);
+                    }
+                }),
+            )?;
+        }
+        fault::point("gc:free");
+        // Whoever looked a place up before it was dropped has read it when this returns.
+        drop(self.gate.write());
+        report.freed_bytes = self.sweep_segments(&blocks, ends)?;
+        let mut core = self.core()?;
+        report.freed_pages = core.pages.free_garbage(&garbage);
+        core.garbage_bytes = 0;
+        Ok(report)
+    }
+
+    fn sweep_segments(
+        &self,
+        blocks: &Blocks,
+        ends: &std::collections::BTreeMap<u32, u64>,
+    ) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        let next = ends.get(&u32::MAX).copied().unwrap_or(0);
+        for n in self.segments.existing()? {
+            if u64::from(n) >= next {
+                continue;
+            }
+            let len = self
+                .segments
+                .file(n)?
+                .len()
+                .map_err(StoreError::io("data", "reading a length"))?;
+            let in_use = ends.get(&n).copied();
+            let limit = in_use.unwrap_or(len).min(len.next_multiple_of(BLOCK));
+            let Some(map) = blocks.segments.get(&n) else {
+                if in_use.is_none() {
+                    self.segments.remove(n);
+                } else {
+                    self.segments.punch(n, 0, limit);
+                }
+                freed += limit;
+                continue;
+            };
+            let mut from = 0;
+            for b in 0..=limit / BLOCK {
+                if b == limit / BLOCK || map.is_set(b) {
+                    if b > from {
+                        self.segments.punch(n, from * BLOCK, (b - from) * BLOCK);
+                        freed += (b - from) * BLOCK;
+                    }
+                    from = b + 1;
+                }
+            }
+        }
+        Ok(freed)
+    }
+}

@@ -1,0 +1,364 @@
+//! File data: append-only segments `data/NNNNNNNN`, each up to 1 GiB.
+//!
+//! Bytes that an extent refers to are never overwritten while any head, checkpoint or the durable commit can reach them.
+//! There are two streams: small writes are packed at 8-byte steps, others begin at a multiple of 4 KiB. Whole 4 KiB
+//! blocks that nothing refers to any more are given out again, or punched out of the file.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::disk::{Disk, DiskFile};
+use super::error::StoreError;
+
+/// Bytes in a segment at most.
+pub const SEGMENT_BYTES: u64 = 1 << 30;
+/// Block of the host.
+pub const BLOCK: u64 = 4096;
+/// Freed ranges kept for reuse at most; more are punched.
+const POOL_MAX: usize = 64 * 1024;
+/// Segment files kept open.
+const OPEN_MAX: usize = 256;
+
+/// A place in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Segment number.
+    pub segment: u32,
+    /// Byte offset in it.
+    pub offset: u64,
+}
+
+#[derive(Debug, Default)]
+struct Cursor {
+    segment: u32,
+    next: u64,
+    end: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    next_segment: u32,
+    small: Cursor,
+    large: Cursor,
+    pool: BTreeMap<(u32, u64), u64>,
+    pool_bytes: u64,
+    hold: bool,
+    open: HashMap<u32, Arc<dyn DiskFile>>,
+    dirty: BTreeSet<u32>,
+}
+
+/// All segments of a store.
+#[derive(Debug)]
+pub struct Segments {
+    disk: Arc<dyn Disk>,
+    state: Mutex<State>,
+    /// One sync at a time: a second one must not return before the first has made its files durable.
+    syncing: Mutex<()>,
+    epoch: AtomicU64,
+}
+
+/// File name of a segment.
+pub fn file_name(segment: u32) -> String {
+    format!("data/{segment:08}")
+}
+
+impl Segments {
+    /// Segments of a disk; new ones are numbered from `next_segment`, so nothing that exists is appended to.
+    pub fn new(disk: Arc<dyn Disk>, next_segment: u32) -> Self {
+        Self {
+            disk,
+            state: Mutex::new(State {
+                next_segment,
+                small: Cursor::default(),
+                large: Cursor::default(),
+                pool: BTreeMap::new(),
+                pool_bytes: 0,
+                hold: false,
+                open: HashMap::new(),
+                dirty: BTreeSet::new(),
+            }),
+            syncing: Mutex::new(()),
+            epoch: AtomicU64::new(0),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // Every change of the state is complete before anything that can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number that the next segment will get.
+    pub fn next_segment(&self) -> u32 {
+        self.state().next_segment
+    }
+
+    /// Makes sure that new segments are numbered above `segment`.
+    pub fn saw_segment(&self, segment: u32) {
+        let mut s = self.state();
+        s.next_segment = s.next_segment.max(segment.saturating_add(1));
+    }
+
+    /// The file of a segment.
+    ///
+    /// # Errors
+    /// Corrupt when there is no such file.
+    pub fn file(&self, segment: u32) -> Result<Arc<dyn DiskFile>, StoreError> {
+        let mut s = self.state();
+        if let Some(f) = s.open.get(&segment) {
+            return Ok(Arc::clone(f));
+        }
+        let name = file_name(segment);
+        let f = self.disk.open(&name, false).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => StoreError::corrupt(&name, "a data segment is missing"),
+            _ => StoreError::io(&name, "opening")(e),
+        })?;
+        if s.open.len() >= OPEN_MAX {
+            let keep = s.dirty.clone();
+            s.open.retain(|n, _| keep.contains(n));
+        }
+        s.open.insert(segment, Arc::clone(&f));
+        Ok(f)
+    }
+
+    fn new_segment(&self, s: &mut State) -> Result<u32, StoreError> {
+        let n = s.next_segment;
+        let name = file_name(n);
+        let f = self
+            .disk
+            .open(&name, true)
+            .map_err(StoreError::io(&name, "creating"))?;
+        self.disk
+            .sync_dir("data")
+            .map_err(StoreError::io("data", "syncing"))?;
+        s.next_segment = n
+            .checked_add(1)
+            .ok_or_else(|| StoreError::Refused("out of segment numbers".into()))?;
+        s.open.insert(n, f);
+        Ok(n)
+    }
+
+    /// Finds room for `len` bytes (at most a segment); the caller writes there and then refers to it.
+    ///
+    /// # Errors
+    /// Host errors when a new segment cannot be made.
+    pub fn allocate(&self, len: u64, align_blocks: bool) -> Result<Place, StoreError> {
+        let mut s = self.state();
+        let large = align_blocks || len >= BLOCK;
+        let step = if large { BLOCK } else { 8 };
+        let want = len.next_multiple_of(step);
+        if large && !s.hold && want <= 1 << 20 {
+            let found = s
+                .pool
+                .iter()
+                .take(8)
+                .find(|(_, l)| **l >= want)
+                .map(|(k, l)| (*k, *l));
+            if let Some((key, have)) = found {
+                s.pool.remove(&key);
+                if have > want {
+                    s.pool.insert((key.0, key.1 + want), have - want);
+                }
+                s.pool_bytes -= want;
+                s.dirty.insert(key.0);
+                return Ok(Place {
+                    segment: key.0,
+                    offset: key.1,
+                });
+            }
+        }
+        let full = {
+            let c = if large { &s.large } else { &s.small };
+            c.next + want > c.end
+        };
+        if full {
+            // The small stream takes one block group at a time from the large one, so that both share segments.
+            let fresh = if large {
+                Cursor {
+                    segment: self.new_segment(&mut s)?,
+                    next: 0,
+                    end: SEGMENT_BYTES,
+                }
+            } else {
+                drop(s);
+                let group = self.allocate(1 << 20, true)?;
+                s = self.state();
+                Cursor {
+                    segment: group.segment,
+                    next: group.offset,
+                    end: group.offset + (1 << 20),
+                }
+            };
+            if large {
+                s.large = fresh;
+            } else {
+                s.small = fresh;
+            }
+        }
+        let s = &mut *s;
+        let c = if large { &mut s.large } else { &mut s.small };
+        let place = Place {
+            segment: c.segment,
+            offset: c.next,
+        };
+        c.next += want;
+        s.dirty.insert(place.segment);
+        Ok(place)
+    }
+
+    /// Writes bytes at a place.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn write(&self, place: Place, bytes: &[u8]) -> Result<(), StoreError> {
+        let file = self.file(place.segment)?;
+        self.state().dirty.insert(place.segment);
+        file.write_at(bytes, place.offset)
+            .map_err(StoreError::io(&file_name(place.segment), "writing"))
+    }
+
+    /// Reads bytes from a place.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn read(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.file(place.segment)?
+            .read_at(buf, place.offset)
+            .map_err(StoreError::io(&file_name(place.segment), "reading"))
+    }
+
+    /// Makes every segment that was written durable.
+    ///
+    /// # Errors
+    /// What the host says; what was not synced stays marked.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let dirty = std::mem::take(&mut self.state().dirty);
+        let mut left = dirty.clone();
+        for n in &dirty {
+            let done = self
+                .file(*n)
+                .and_then(|f| f.sync().map_err(StoreError::io(&file_name(*n), "syncing")));
+            if let Err(e) = done {
+                self.state().dirty.extend(left);
+                return Err(e);
+            }
+            left.remove(n);
+        }
+        Ok(())
+    }
+
+    /// Gives whole blocks inside a range out again. Nothing durable or in memory may refer to them,
+    /// no reader may be using them, and no log record that replay could read may write to them.
+    pub fn give_back(&self, place: Place, len: u64) {
+        let start = place.offset.next_multiple_of(BLOCK);
+        let end = (place.offset + len) / BLOCK * BLOCK;
+        if start >= end {
+            return;
+        }
+        let mut s = self.state();
+        if s.hold || s.pool.len() >= POOL_MAX {
+            drop(s);
+            self.punch(place.segment, start, end - start);
+            return;
+        }
+        s.pool_bytes += end - start;
+        let (mut start, mut end) = (start, end);
+        if let Some((&(seg, off), &l)) = s.pool.range(..(place.segment, start)).next_back()
+            && seg == place.segment
+            && off + l == start
+        {
+            s.pool.remove(&(seg, off));
+            start = off;
+        }
+        if let Some(l) = s.pool.remove(&(place.segment, end)) {
+            end += l;
+        }
+        s.pool.insert((place.segment, start), end - start);
+    }
+
+    /// Punches what waits for reuse beyond `keep` bytes, so that the host gets the space back.
+    pub fn trim_pool(&self, keep: u64) {
+        loop {
+            let mut s = self.state();
+            if s.pool_bytes <= keep {
+                return;
+            }
+            let Some(((seg, off), len)) = s.pool.pop_last() else {
+                return;
+            };
+            s.pool_bytes -= len;
+            drop(s);
+            self.punch(seg, off, len);
+        }
+    }
+
+    /// Bytes that wait for reuse.
+    pub fn pool_bytes(&self) -> u64 {
+        self.state().pool_bytes
+    }
+
+    /// Changes whenever places that were given out, but not yet referred to, are void (see [`Segments::set_hold`]).
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Starts (or ends) a time in which nothing freed is given out again and both streams go on in new places.
+    /// Returns, when it starts, the first place of each segment that is beyond all that was given out before, and under
+    /// `u32::MAX` the number of the next segment. Call it with the store's gate held for writing.
+    pub fn set_hold(&self, hold: bool) -> BTreeMap<u32, u64> {
+        let mut s = self.state();
+        s.hold = hold;
+        let mut ends = BTreeMap::new();
+        if hold {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+            s.pool.clear();
+            s.pool_bytes = 0;
+            // The small stream's group is left; the large stream goes on where it is.
+            s.small = Cursor::default();
+            let large = (s.large.segment, s.large.next, s.large.end);
+            if large.2 > 0 {
+                ends.insert(large.0, large.1);
+            }
+            ends.insert(u32::MAX, u64::from(s.next_segment));
+        }
+        ends
+    }
+
+    /// Gives a range back to the host. A failure only keeps the space.
+    pub fn punch(&self, segment: u32, offset: u64, len: u64) {
+        if let Err(e) = self.file(segment).and_then(|f| {
+            f.punch(offset, len)
+                .map_err(StoreError::io(&file_name(segment), "punching"))
+        }) {
+            tracing::warn!(segment, offset, len, error = %e, "could not give space back");
+        }
+    }
+
+    /// Removes a whole segment that nothing refers to.
+    pub fn remove(&self, segment: u32) {
+        let mut s = self.state();
+        s.open.remove(&segment);
+        s.dirty.remove(&segment);
+        drop(s);
+        if let Err(e) = self.disk.remove(&file_name(segment)) {
+            tracing::warn!(segment, error = %e, "could not remove an empty segment");
+        }
+    }
+
+    /// Numbers of the segments that exist.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn existing(&self) -> Result<Vec<u32>, StoreError> {
+        let mut v: Vec<u32> = self
+            .disk
+            .list("data")
+            .map_err(StoreError::io("data", "listing"))?
+            .iter()
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        v.sort_unstable();
+        Ok(v)
+    }
+}
