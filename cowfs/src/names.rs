@@ -16,12 +16,17 @@ pub fn check(name: &str) -> Result<(), StoreError> {
         "'latest' and '@{' have a meaning of their own"
     } else if name.starts_with('-') || name.starts_with('.') {
         "it must not begin with '-' or '.'"
-    } else if name.chars().any(|c| c.is_control() || c.is_whitespace() || "/#".contains(c)) {
+    } else if name
+        .chars()
+        .any(|c| c.is_control() || c.is_whitespace() || "/#".contains(c))
+    {
         "it must not hold '/', '#', spaces or control characters"
     } else {
         return Ok(());
     };
-    Err(StoreError::Refused(format!("{name:?} cannot be a name: {why}")))
+    Err(StoreError::Refused(format!(
+        "{name:?} cannot be a name: {why}"
+    )))
 }
 
 /// A name made of the time, `20261124T101530.123456Z`, with a number behind if it is taken.
@@ -88,7 +93,10 @@ pub fn resolve<'a>(
             .and_then(|n| line.nth(n))
             .ok_or_else(|| StoreError::NotFound(format!("there is no checkpoint {name} yet")));
     }
-    let mut found = catalog.checkpoints.values().filter(|c| c.name.starts_with(name));
+    let mut found = catalog
+        .checkpoints
+        .values()
+        .filter(|c| c.name.starts_with(name));
     match (found.next(), found.next()) {
         (Some(c), None) if !name.is_empty() => Ok(c),
         (Some(a), Some(b)) if !name.is_empty() => Err(StoreError::NotFound(format!(
@@ -114,7 +122,16 @@ mod tests {
 
     #[test]
     fn forbidden() {
-        for bad in ["", "latest", "@{-1}", "-x", "a/b", "a b", "x#y", &"n".repeat(201)] {
+        for bad in [
+            "",
+            "latest",
+            "@{-1}",
+            "-x",
+            "a/b",
+            "a b",
+            "x#y",
+            &"n".repeat(201),
+        ] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
         check("before-upgrade_2.0+deb12").unwrap();

@@ -149,13 +149,20 @@ pub enum Answer {
         elapsed_us: u64,
     },
     /// What would be done.
-    Plan { steps: Vec<String> },
+    Plan {
+        steps: Vec<String>,
+    },
     List {
         heads: Vec<HeadInfo>,
         checkpoints: Vec<CheckpointInfo>,
     },
-    Diff { entries: Vec<DiffEntry> },
-    Restored { paths: u64, elapsed_us: u64 },
+    Diff {
+        entries: Vec<DiffEntry>,
+    },
+    Restored {
+        paths: u64,
+        elapsed_us: u64,
+    },
     Gc {
         freed_pages: u64,
         freed_bytes: u64,
@@ -169,7 +176,9 @@ pub enum Answer {
         requests: u64,
         mounts: Vec<PathBuf>,
     },
-    Mounted { mountpoint: PathBuf },
+    Mounted {
+        mountpoint: PathBuf,
+    },
     Done,
     Error(Failure),
 }

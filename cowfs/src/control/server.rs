@@ -65,12 +65,16 @@ fn serve(
     let mut lines = BufReader::new(stream);
     loop {
         let mut line = Vec::new();
-        let n = (&mut lines).take(REQUEST_MAX).read_until(b'\n', &mut line)?;
+        let n = (&mut lines)
+            .take(REQUEST_MAX)
+            .read_until(b'\n', &mut line)?;
         if n == 0 {
             return Ok(());
         }
         let result = if peer.uid() != 0 && peer.uid() != own {
-            Err(Failure::new("only root and the daemon's own user may ask this"))
+            Err(Failure::new(
+                "only root and the daemon's own user may ask this",
+            ))
         } else if line.last() != Some(&b'\n') {
             Err(Failure::new("the request is too long or cut short"))
         } else {

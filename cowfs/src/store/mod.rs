@@ -87,7 +87,7 @@ struct Wanted {
 }
 
 /// Numbers about a store.
-#[derive(Debug, Clone, Default, serde::Serialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Stats {
     pub generation: u64,
@@ -477,6 +477,19 @@ impl Store {
         f(&mut w);
         drop(w);
         self.wake.notify_all();
+    }
+
+    /// What differs between two trees, key by key; the lock is taken for the whole of it.
+    ///
+    /// # Errors
+    /// Corrupt, or what the host says.
+    pub fn diff(
+        &self,
+        a: PageId,
+        b: PageId,
+        f: &mut dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        crate::tree::diff(&mut self.core()?.pages, a, b, f)
     }
 
     /// Asks the background thread to collect garbage.

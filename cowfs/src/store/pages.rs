@@ -245,6 +245,8 @@ impl Pages {
             .allocate(from * PAGE_SIZE as u64, grow * PAGE_SIZE as u64)
             .map_err(StoreError::io(FILE, "growing"))?;
         self.bitmap.grow(from + grow);
+        // Page 0 means none.
+        self.bitmap.set(0);
         Ok(())
     }
 

@@ -1,0 +1,282 @@
+//! The command line: finds the store, asks its daemon (or opens it itself), and prints.
+
+pub mod args;
+mod daemon;
+mod doctor;
+mod locate;
+mod output;
+mod upgrade;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::control::{Answer, Failure, MountSpec, Request};
+use crate::store::Store;
+use args::{Cli, Command};
+use locate::Target;
+
+/// Runs the command and returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(f) => {
+            output::failure(&f, json);
+            ExitCode::from(f.code)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<u8, Failure> {
+    match &cli.command {
+        Command::Init { store } => {
+            Store::init(store)?;
+            output::done(cli, &format!("made a store in {}", store.display()));
+            Ok(0)
+        }
+        Command::Mount {
+            store,
+            mountpoint,
+            head,
+            at,
+            foreground,
+            options,
+        } => {
+            let spec = MountSpec {
+                mountpoint: mountpoint.clone(),
+                head: head.clone(),
+                at: at.clone(),
+                options: options.clone(),
+            };
+            daemon::mount(cli, store, &spec, *foreground)
+        }
+        Command::Daemon { store } => daemon::child(store),
+        Command::Unmount { mountpoint, lazy } => unmount(cli, mountpoint, *lazy),
+        Command::Check { store } => check(cli, store),
+        Command::Upgrade(a) => upgrade::run(cli, a),
+        Command::Doctor { store } => doctor::run(cli, store.as_deref()),
+        Command::Completions { shell } => {
+            let mut cmd = Cli::command();
+            clap_complete::generate(*shell, &mut cmd, "cowfs", &mut std::io::stdout());
+            Ok(0)
+        }
+        Command::Man { dir } => {
+            clap_mangen::generate_to(Cli::command(), dir)
+                .map_err(|e| Failure::new(format!("writing manual pages: {e}")))?;
+            Ok(0)
+        }
+        other => {
+            let (target, request) = request(other)?;
+            let waiting = spinner(cli, matches!(request, Request::Gc | Request::Diff { .. }));
+            let answer = target.ask(&request)?;
+            waiting.finish_and_clear();
+            output::answer(cli, &answer);
+            Ok(0)
+        }
+    }
+}
+
+/// A sign of life for long work, on a terminal.
+fn spinner(cli: &Cli, long: bool) -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    if !long || cli.json {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    } else {
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar.set_message("working");
+    }
+    bar
+}
+
+fn tags(list: &[String]) -> Result<(BTreeMap<String, String>, Vec<String>), Failure> {
+    let mut set = BTreeMap::new();
+    let mut remove = Vec::new();
+    for t in list {
+        match (t.split_once('='), t.strip_suffix('-')) {
+            (Some((k, v)), _) if !k.is_empty() => {
+                set.insert(k.to_owned(), v.to_owned());
+            }
+            (None, Some(k)) if !k.is_empty() => remove.push(k.to_owned()),
+            _ => {
+                return Err(Failure {
+                    code: 2,
+                    message: format!("{t:?} is no tag: write K=V to set one, K- to remove it"),
+                });
+            }
+        }
+    }
+    Ok((set, remove))
+}
+
+/// What to ask, and whom.
+fn request(command: &Command) -> Result<(Target, Request), Failure> {
+    Ok(match command {
+        Command::Checkpoint {
+            mountpoint,
+            name,
+            tag,
+            wait,
+        } => {
+            let t = Target::of(mountpoint)?;
+            let head = t.head()?;
+            let (tags, _) = tags(tag)?;
+            let r = Request::Checkpoint {
+                head,
+                name: name.clone(),
+                tags,
+                wait: *wait,
+            };
+            (t, r)
+        }
+        Command::Rollback {
+            mountpoint,
+            checkpoint,
+            discard,
+            dry_run,
+        } => {
+            let t = Target::of(mountpoint)?;
+            let r = Request::Rollback {
+                head: t.head()?,
+                checkpoint: checkpoint.clone(),
+                discard: *discard,
+                dry_run: *dry_run,
+                keep_as: None,
+            };
+            (t, r)
+        }
+        Command::Clone {
+            target,
+            checkpoint,
+            new_head,
+        } => {
+            let t = Target::of(target)?;
+            let r = Request::Clone {
+                head: t.head().ok(),
+                checkpoint: checkpoint.clone(),
+                new_head: new_head.clone(),
+            };
+            (t, r)
+        }
+        Command::List { target, .. } => (Target::of(target)?, Request::List),
+        Command::Diff { target, a, b } => {
+            let t = Target::of(target)?;
+            let r = Request::Diff {
+                head: t.mounted_head(),
+                a: a.clone(),
+                b: b.clone(),
+            };
+            (t, r)
+        }
+        Command::Restore {
+            mountpoint,
+            checkpoint,
+            paths,
+        } => {
+            let t = Target::of(mountpoint)?;
+            let r = Request::Restore {
+                head: t.head()?,
+                checkpoint: checkpoint.clone(),
+                paths: paths.clone(),
+            };
+            (t, r)
+        }
+        Command::Tag {
+            target,
+            checkpoint,
+            tag,
+        } => {
+            let t = Target::of(target)?;
+            let (set, remove) = tags(tag)?;
+            let r = Request::Tag {
+                head: t.mounted_head(),
+                checkpoint: checkpoint.clone(),
+                set,
+                remove,
+            };
+            (t, r)
+        }
+        Command::Pin { target, checkpoint } | Command::Unpin { target, checkpoint } => {
+            let t = Target::of(target)?;
+            let r = Request::Pin {
+                head: t.mounted_head(),
+                checkpoint: checkpoint.clone(),
+                on: matches!(command, Command::Pin { .. }),
+            };
+            (t, r)
+        }
+        Command::Rename { target, from, to } => {
+            let r = Request::Rename {
+                from: from.clone(),
+                to: to.clone(),
+            };
+            (Target::of(target)?, r)
+        }
+        Command::Delete { target, name } => {
+            (Target::of(target)?, Request::Delete { name: name.clone() })
+        }
+        Command::Gc { target } => (Target::of(target)?, Request::Gc),
+        Command::Stats { target } => (Target::of(target)?, Request::Stats),
+        _ => return Err(Failure::new("this command asks nobody")),
+    })
+}
+
+fn unmount(cli: &Cli, mountpoint: &Path, lazy: bool) -> Result<u8, Failure> {
+    let t = Target::of(mountpoint)?;
+    let Some((mountpoint, _)) = t.mount.clone() else {
+        return Err(Failure::new(format!(
+            "{} is not a cowfs mount",
+            mountpoint.display()
+        )));
+    };
+    match t.client()? {
+        Some(mut c) => {
+            c.ask(&Request::Unmount {
+                mountpoint: mountpoint.clone(),
+                lazy,
+            })?;
+            daemon::wait_for_end(&t.store);
+        }
+        None => {
+            eprintln!("cowfs: the daemon of this mount is gone; taking the dead mount away");
+            crate::fuse::unmount(&mountpoint, true)
+                .map_err(|e| Failure::new(format!("{}: {e}", mountpoint.display())))?;
+        }
+    }
+    output::done(cli, &format!("unmounted {}", mountpoint.display()));
+    Ok(0)
+}
+
+fn check(cli: &Cli, path: &PathBuf) -> Result<u8, Failure> {
+    if Target::of(path)?.client()?.is_some() {
+        return Err(Failure {
+            code: 11,
+            message: "the store is mounted; unmount it to check it".into(),
+        });
+    }
+    let store = Store::open(path)?;
+    let bar = ProgressBar::new(0);
+    if cli.json {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template("checking {wide_bar} {pos}/{len} trees") {
+        bar.set_style(style);
+    }
+    let report = store.check(&mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    output::check(cli, &report);
+    Ok(u8::from(!report.problems.is_empty()))
+}
+
+/// Asks for something in the course of another command.
+fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
+    target.ask(request)
+}

@@ -1,0 +1,257 @@
+//! Printing: names and data on stdout, everything else on stderr.
+
+use serde_json::{Value, json};
+
+use super::args::{Cli, Command};
+use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, SCHEMA};
+use crate::names::timestamp;
+use crate::store::{CheckReport, Origin};
+
+/// Prints an error; under `--json` as JSON on stdout, so that whoever parses it need not read two streams.
+pub(super) fn failure(f: &Failure, json: bool) {
+    if json {
+        println!(
+            "{}",
+            json!({"schema": SCHEMA, "error": f.message, "exit_code": f.code})
+        );
+    } else {
+        eprintln!("cowfs: {f}");
+    }
+}
+
+/// Prints a plain success.
+pub(super) fn done(cli: &Cli, message: &str) {
+    if cli.json {
+        println!("{}", json!({"schema": SCHEMA, "ok": true}));
+    } else {
+        eprintln!("{message}");
+    }
+}
+
+/// Prints a value with the schema's number in front.
+pub(super) fn json(mut value: Value) {
+    if let Some(o) = value.as_object_mut() {
+        o.remove("answer");
+        o.insert("schema".into(), SCHEMA.into());
+    }
+    println!("{value}");
+}
+
+/// A duration for people.
+pub(super) fn duration(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..1_000_000 => format!("{}.{:02} ms", us / 1_000, us % 1_000 / 10),
+        _ => format!("{}.{:02} s", us / 1_000_000, us % 1_000_000 / 10_000),
+    }
+}
+
+/// A size for people.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    for (unit, shift) in UNITS {
+        if bytes >= 1 << shift {
+            let tenths = (u128::from(bytes) * 10) >> shift;
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// An aligned table.
+fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
+    let columns = rows.first().map_or(0, Vec::len);
+    let mut width: Vec<usize> =
+        headers.map_or(vec![0; columns], |h| h.iter().map(|s| s.len()).collect());
+    for r in rows {
+        for (w, cell) in width.iter_mut().zip(r) {
+            *w = (*w).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &[String]| {
+        let mut out = String::new();
+        for (i, (cell, w)) in cells.iter().zip(&width).enumerate() {
+            if i > 0 {
+                out.push_str("  ");
+            }
+            out.push_str(cell);
+            out.extend(std::iter::repeat_n(' ', w - cell.chars().count().min(*w)));
+        }
+        println!("{}", out.trim_end());
+    };
+    if let Some(h) = headers {
+        line(&h.iter().map(|s| s.to_uppercase()).collect::<Vec<_>>());
+    }
+    for r in rows {
+        line(r);
+    }
+}
+
+/// Prints what a command was answered.
+pub(super) fn answer(cli: &Cli, a: &Answer) {
+    if cli.json {
+        json(serde_json::to_value(a).unwrap_or_default());
+        return;
+    }
+    let stats = |us: u64| {
+        if cli.print_stats {
+            eprintln!("in {}", duration(us));
+        }
+    };
+    match a {
+        Answer::Checkpoint {
+            name, elapsed_us, ..
+        } => {
+            println!("{name}");
+            stats(*elapsed_us);
+        }
+        Answer::Rollback {
+            name,
+            head,
+            left_behind,
+            elapsed_us,
+        } => {
+            eprintln!("{head} is at {name} again");
+            if let Some(l) = left_behind {
+                eprintln!("what it was before is kept as");
+                println!("{l}");
+            }
+            stats(*elapsed_us);
+        }
+        Answer::Plan { steps } => {
+            for s in steps {
+                println!("{s}");
+            }
+        }
+        Answer::List { heads, checkpoints } => list(cli, heads, checkpoints),
+        Answer::Diff { entries } => {
+            for e in entries {
+                let c = match e.change {
+                    DiffKind::Added => '+',
+                    DiffKind::Removed => '-',
+                    DiffKind::Modified => 'M',
+                    DiffKind::Attributes => 'a',
+                };
+                println!("{c} {}", e.path);
+            }
+        }
+        Answer::Restored { paths, elapsed_us } => {
+            eprintln!("restored {paths} paths");
+            stats(*elapsed_us);
+        }
+        Answer::Gc {
+            freed_pages,
+            freed_bytes,
+            live_pages,
+            elapsed_us,
+        } => {
+            eprintln!(
+                "freed {freed_pages} tree pages ({live_pages} in use) and up to {} of file data",
+                size(*freed_bytes)
+            );
+            stats(*elapsed_us);
+        }
+        Answer::Stats {
+            store,
+            pid,
+            rss_bytes,
+            requests,
+            mounts,
+        } => {
+            let mut rows = vec![
+                vec!["pid".into(), pid.to_string()],
+                vec!["rss_bytes".into(), rss_bytes.to_string()],
+                vec!["requests".into(), requests.to_string()],
+            ];
+            if let Ok(Value::Object(o)) = serde_json::to_value(store) {
+                rows.extend(o.into_iter().map(|(k, v)| vec![k, v.to_string()]));
+            }
+            for m in mounts {
+                rows.push(vec!["mount".into(), m.display().to_string()]);
+            }
+            table(None, &rows);
+        }
+        Answer::Mounted { .. } | Answer::Done => {}
+        Answer::Error(f) => failure(f, false),
+    }
+}
+
+fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
+    let Command::List {
+        no_headers, output, ..
+    } = &cli.command
+    else {
+        return;
+    };
+    let default = ["name", "kind", "head", "parent", "created", "tags"];
+    let columns: Vec<&str> = if output.is_empty() {
+        default.to_vec()
+    } else {
+        output.iter().map(String::as_str).collect()
+    };
+    let mut rows = Vec::new();
+    for h in heads {
+        rows.push(
+            columns
+                .iter()
+                .map(|c| match *c {
+                    "name" | "head" => h.name.clone(),
+                    "kind" => "head".into(),
+                    "parent" => h.parent.clone().unwrap_or_default(),
+                    "created" => timestamp(h.created_us),
+                    "mounted" => h
+                        .mounted_at
+                        .as_ref()
+                        .map(|m| m.display().to_string())
+                        .unwrap_or_default(),
+                    _ => String::new(),
+                })
+                .collect(),
+        );
+    }
+    for k in checkpoints {
+        let tags: Vec<String> = k.tags.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        rows.push(
+            columns
+                .iter()
+                .map(|c| match *c {
+                    "name" => k.name.clone(),
+                    "kind" => match k.origin {
+                        Origin::Asked if k.pinned => "checkpoint, pinned".into(),
+                        Origin::Asked => "checkpoint".into(),
+                        Origin::LeftBehind => "left behind".into(),
+                    },
+                    "head" => k.head.clone(),
+                    "parent" => k.parent.clone().unwrap_or_default(),
+                    "created" => timestamp(k.created_us),
+                    "tags" => tags.join(","),
+                    "pinned" => k.pinned.to_string(),
+                    _ => String::new(),
+                })
+                .collect(),
+        );
+    }
+    table((!no_headers).then_some(&columns), &rows);
+}
+
+/// Prints what a check found.
+pub(super) fn check(cli: &Cli, r: &CheckReport) {
+    if cli.json {
+        json(json!({
+            "trees": r.trees, "pages": r.pages, "inodes": r.inodes,
+            "problems": r.problems, "clean": r.problems.is_empty(),
+        }));
+        return;
+    }
+    for p in &r.problems {
+        println!("{p}");
+    }
+    if r.problems.is_empty() {
+        eprintln!(
+            "clean: {} heads and checkpoints, {} inodes",
+            r.trees, r.inodes
+        );
+    } else {
+        eprintln!("{} problems", r.problems.len());
+    }
+}

@@ -1,0 +1,7 @@
+//! The `cowfs` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cowfs::cli::main()
+}
