@@ -425,6 +425,10 @@ fn merge_up<P: Pages>(p: &mut P, mut path: Path, leaf: Page) -> Result<PageId, P
                 };
                 let both = merge(left, right, parent.key(j)).map_err(|e| corrupt(id, e))?;
                 merged = both.map(|both| (both, j, id));
+                if merged.is_some() && j == i {
+                    // What was at this place of the path's page comes behind the neighbour's.
+                    idx[depth] += other.count();
+                }
             }
             let Some((both, j, id)) = merged else {
                 break;
