@@ -389,9 +389,8 @@ pub fn share<K: Kv + ?Sized>(
         return fail(libc::EFBIG);
     };
     let found = list(kv, src, from, from + len, usize::MAX)?;
-    let gone = unmap_all(kv, dst, to, end)?;
-    dst_inode.mapped = dst_inode.mapped.saturating_sub(gone);
-    for m in found {
+    // First, as both ranges may lie in one extent, which the next step splits.
+    for m in &found {
         if m.extent.flags & EXTENT_SHARED == 0 {
             let marked = Extent {
                 flags: m.extent.flags | EXTENT_SHARED,
@@ -399,6 +398,10 @@ pub fn share<K: Kv + ?Sized>(
             };
             kv.put(&key::extent(src, m.at), &marked.encode())?;
         }
+    }
+    let gone = unmap_all(kv, dst, to, end)?;
+    dst_inode.mapped = dst_inode.mapped.saturating_sub(gone);
+    for m in found {
         let (cut_from, cut_to) = (m.at.max(from), m.end().min(from + len));
         let mut part = m.extent.part(cut_from - m.at, cut_to - cut_from);
         part.flags |= EXTENT_SHARED;

@@ -58,13 +58,20 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub(super) fn new(capacity: usize) -> Self {
+    /// An empty reply with room for `capacity` bytes.
+    pub fn new(capacity: usize) -> Self {
         let mut buf = Vec::with_capacity(capacity + OUT_HEADER);
         buf.resize(OUT_HEADER, 0);
         Self { buf }
     }
 
-    pub(super) fn clear(&mut self) {
+    /// What has been put in so far.
+    pub fn payload(&self) -> &[u8] {
+        &self.buf[OUT_HEADER..]
+    }
+
+    /// Takes everything out.
+    pub fn clear(&mut self) {
         self.buf.truncate(OUT_HEADER);
     }
 
