@@ -2,6 +2,7 @@
 
 pub mod driver;
 pub mod dump;
+pub mod live;
 pub mod simdisk;
 
 /// A small random generator (splitmix64), so that a failure can be repeated by its seed.

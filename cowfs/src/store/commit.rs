@@ -130,7 +130,13 @@ impl Store {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut state = self.flush_state();
-        self.flush_locked(&mut state)?;
+        // On a full disk the log may not grow, but a commit gives space back and needs none: the records that wait are
+        // part of it. Nobody may flush until it is known whether they can go.
+        let full = match self.flush_locked(&mut state) {
+            Ok(()) => false,
+            Err(StoreError::NoSpace) => true,
+            Err(e) => return Err(e),
+        };
         fault::point("commit:begin");
         let chain = match state.switched {
             // The last commit failed: the file before is still the one that replay would begin with.
@@ -155,8 +161,16 @@ impl Store {
         let file = core.pages.file();
         let data_freed = std::mem::take(&mut core.freed);
         core.freed_bytes = 0;
+        if full {
+            let late = std::mem::take(&mut core.log_buf);
+            state.pending.extend_from_slice(&late);
+        }
         // Their data becomes durable with this commit. It must not be copied into a later chunk: the places may belong
         // to others by the time that chunk is replayed.
+        if full {
+            let late = std::mem::take(&mut core.unsynced);
+            state.pending_data.extend(late);
+        }
         core.unsynced.clear();
         core.unsynced_bytes = 0;
         state.sync_all = true;
@@ -167,7 +181,8 @@ impl Store {
         let log_file = state.log.active();
         let commit = state.commit + 1;
         let old_blob = state.blob;
-        drop(state);
+        let sb_file = Arc::clone(&state.superblock);
+        let kept = full.then_some(state);
 
         for id in freed
             .iter()
@@ -200,11 +215,10 @@ impl Store {
                     blob_sum: *blake3::hash(&blob).as_bytes(),
                 };
                 fault::point("commit:superblock");
-                let sb_file = Arc::clone(&self.flush_state().superblock);
                 sb.store(sb_file.as_ref())
             });
         fault::point("commit:written");
-        let mut state = self.flush_state();
+        let mut state = kept.unwrap_or_else(|| self.flush_state());
         let mut core = self.core()?;
         if let Err(e) = result {
             core.pages.abort_commit(freed);
@@ -226,6 +240,11 @@ impl Store {
         state.blob = (blob_page, blob_pages);
         state.switched = None;
         state.sync_all = false;
+        if full {
+            state.pending.clear();
+            state.pending_data.clear();
+            state.flushed = state.flushed.max(last_seq);
+        }
         drop(state);
         if !data_freed.is_empty() {
             // Wait for readers that looked a place up before it was freed.

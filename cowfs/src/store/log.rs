@@ -36,6 +36,8 @@ const BLOCK: u64 = 4096;
 /// The log grows in steps of this many bytes, written as zeros, so that later chunks overwrite blocks that exist
 /// and their sync needs no journal commit of the host filesystem.
 const GROW: u64 = 1 << 20;
+/// Bytes that each file has at least.
+const ROOM: u64 = 2 << 20;
 /// Largest payload that replay accepts.
 pub const MAX_PAYLOAD: usize = 256 << 20;
 
@@ -83,9 +85,15 @@ impl Log {
         let files = [open(0)?, open(1)?];
         let mut written = [0; 2];
         for i in 0..2 {
-            written[i] = files[i]
-                .len()
-                .map_err(StoreError::io(FILES[i], "reading"))?;
+            let io = StoreError::io(FILES[i], "reading");
+            written[i] = files[i].len().map_err(io)?;
+            // Room from the start, so that a full disk does not stop small syncs. Without it things only fail earlier.
+            if written[i] < ROOM
+                && let Ok(len) = usize::try_from(ROOM - written[i])
+                && files[i].write_at(&vec![0; len], written[i]).is_ok()
+            {
+                written[i] = ROOM;
+            }
         }
         Ok(Self {
             files,

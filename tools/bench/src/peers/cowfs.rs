@@ -1,0 +1,166 @@
+//! cowfs, by its command line.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::{FsUnderTest, is_mounted, make_dir, pids_with_argument, remove_dir, unmount_by_force};
+use crate::cli::Plan;
+use crate::run::{command, detached, output, timed};
+
+/// cowfs.
+#[derive(Debug)]
+pub struct Cowfs {
+    binary: PathBuf,
+    options: Option<String>,
+    dir: PathBuf,
+    root: PathBuf,
+    complaints: Vec<anyhow::Error>,
+}
+
+/// The part of a JSON answer that is read here.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    elapsed_us: f64,
+}
+
+/// How long a call took, microseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// As the daemon says
+    pub inside: f64,
+    /// The whole command
+    pub outside: f64,
+}
+
+impl Cowfs {
+    /// Store and mount point below this directory.
+    pub fn new(plan: &Plan, dir: &Path) -> Result<Self> {
+        Ok(Self {
+            binary: plan.cowfs.clone().context("no cowfs to measure")?,
+            options: plan.mount_options.clone(),
+            dir: dir.to_owned(),
+            root: dir.join("mnt"),
+            complaints: Vec::new(),
+        })
+    }
+
+    /// Directory of the store.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// Daemons of the store.
+    pub fn pids(&self) -> Vec<i32> {
+        pids_with_argument(&self.store())
+    }
+
+    fn mount(&self) -> Result<()> {
+        let mut c = command(&self.binary, &["mount"]);
+        if let Some(o) = &self.options {
+            c.args(["-o", o]);
+        }
+        c.arg(self.store()).arg(&self.root);
+        detached(c)
+    }
+
+    fn unmount(&mut self) -> Result<()> {
+        let mut c = command(&self.binary, &["unmount"]);
+        c.arg(&self.root);
+        if let Err(e) = timed(c) {
+            if is_mounted(&self.root) {
+                return Err(e);
+            }
+            self.complaints
+                .push(e.context("unmounted, but the command failed"));
+        }
+        // The daemon writes the rest and gives the lock back; until then a new one is refused.
+        let start = Instant::now();
+        while !self.pids().is_empty() {
+            if start.elapsed() > Duration::from_secs(60) {
+                bail!("the daemon does not end");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// `cowfs VERB MOUNTPOINT ARGS --json`.
+    pub fn call(&self, verb: &str, args: &[&str]) -> Result<Call> {
+        let mut c = command(&self.binary, &[verb]);
+        c.arg(&self.root).args(args).arg("--json");
+        let (took, text) = output(c)?;
+        let answer: Answer = serde_json::from_str(&text)
+            .with_context(|| format!("the answer of cowfs {verb}: {text}"))?;
+        Ok(Call {
+            inside: answer.elapsed_us,
+            outside: took.as_secs_f64() * 1e6,
+        })
+    }
+
+    /// What starting the command alone takes, microseconds: a share of every whole call.
+    pub fn spawn_us(&self) -> Result<f64> {
+        Ok(timed(command(&self.binary, &["--version"]))?.as_secs_f64() * 1e6)
+    }
+
+    /// Resident memory of the daemon, bytes.
+    pub fn rss(&self) -> Result<f64> {
+        let pid = *self.pids().first().context("no daemon")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .context("status of the daemon")?;
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .context("VmRSS")?;
+        let kib: f64 = line
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .context("VmRSS")?;
+        Ok(kib * 1024.0)
+    }
+}
+
+impl FsUnderTest for Cowfs {
+    fn name(&self) -> &'static str {
+        "cowfs"
+    }
+
+    fn setup(&mut self) -> Result<()> {
+        make_dir(&self.root)?;
+        let mut c = command(&self.binary, &["init"]);
+        c.arg(self.store());
+        timed(c)?;
+        self.mount()
+    }
+
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn remount(&mut self) -> Result<()> {
+        self.unmount()?;
+        self.mount()
+    }
+
+    fn complaints(&mut self) -> Vec<anyhow::Error> {
+        std::mem::take(&mut self.complaints)
+    }
+
+    fn teardown(&mut self) {
+        if self.unmount().is_err() {
+            unmount_by_force(&self.root);
+        }
+        remove_dir(&self.dir);
+    }
+}
+
+impl Drop for Cowfs {
+    fn drop(&mut self) {
+        if self.dir.exists() {
+            self.teardown();
+        }
+    }
+}
