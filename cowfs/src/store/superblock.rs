@@ -28,7 +28,9 @@ pub const FILE: &str = "cowfs.store";
 /// Format version this build writes and the newest it reads.
 pub const VERSION: u32 = 1;
 const MAGIC: &[u8; 8] = b"COWFS\0SB";
-const SLOT: u64 = 4096;
+/// Bytes of a slot.
+pub const SLOT_BYTES: usize = 4096;
+const SLOT: u64 = SLOT_BYTES as u64;
 const LEN: usize = 192;
 
 /// A decoded superblock.
