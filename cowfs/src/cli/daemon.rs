@@ -11,8 +11,11 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::args::Cli;
 use super::output;
-use crate::control::{self, Answer, Client, Failure, MountSpec, Request};
+use crate::control::{self, Answer, Client, Failure, MountSpec, Pending, Request};
 use crate::service::Service;
+
+/// How long the process waits, when all is done, for the last answers to be taken.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 fn shown(a: &Answer, cli: &Cli) {
     if let Answer::Mounted { mountpoint } = a {
@@ -50,11 +53,13 @@ pub(super) fn mount(
     }
     if foreground {
         log_to_stderr();
-        let service = open(&store)?;
+        let (service, pending) = open(&store)?;
         let mountpoint = service.mount(&spec)?;
         shown(&Answer::Mounted { mountpoint }, cli);
         notify_systemd();
-        service.serve()?;
+        let served = service.serve();
+        pending.wait(LAST_ANSWERS);
+        served?;
         return Ok(0);
     }
     let exe = std::env::current_exe().map_err(|e| Failure::new(format!("finding myself: {e}")))?;
@@ -115,7 +120,7 @@ fn log_to_stderr() {
 }
 
 /// Opens the store and listens; SIGTERM and SIGINT unmount.
-fn open(store: &Path) -> Result<Arc<Service>, Failure> {
+fn open(store: &Path) -> Result<(Arc<Service>, Arc<Pending>), Failure> {
     // Blocked before any thread begins, so that all of them leave the signals to the one that waits for them.
     let mut signals = SigSet::empty();
     for s in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -126,7 +131,7 @@ fn open(store: &Path) -> Result<Arc<Service>, Failure> {
         .map_err(|e| Failure::new(format!("signals: {e}")))?;
     let service = Service::open(store)?;
     let asked = Arc::clone(&service);
-    control::listen(store, Arc::new(move |r| asked.call(r)))
+    let pending = control::listen(store, Arc::new(move |r| asked.call(r)))
         .map_err(|e| Failure::new(format!("the control socket: {e}")))?;
     let told = Arc::clone(&service);
     std::thread::Builder::new()
@@ -140,7 +145,7 @@ fn open(store: &Path) -> Result<Arc<Service>, Failure> {
             }
         })
         .map_err(|e| Failure::new(format!("no thread for signals: {e}")))?;
-    Ok(service)
+    Ok((service, pending))
 }
 
 /// The daemon itself: reads what to mount from stdin, answers on stdout, serves.
@@ -152,12 +157,12 @@ pub(super) fn child(store: &Path) -> Result<u8, Failure> {
         .read_line(&mut line)
         .map_err(|e| Failure::new(e.to_string()))?;
     let spec: MountSpec = serde_json::from_str(&line).map_err(|e| Failure::new(e.to_string()))?;
-    let started = open(store).and_then(|s| {
+    let started = open(store).and_then(|(s, pending)| {
         let mountpoint = s.mount(&spec)?;
-        Ok((s, mountpoint))
+        Ok((s, pending, mountpoint))
     });
     let (answer, service) = match started {
-        Ok((s, mountpoint)) => (Answer::Mounted { mountpoint }, Ok(s)),
+        Ok((s, pending, mountpoint)) => (Answer::Mounted { mountpoint }, Ok((s, pending))),
         Err(f) => (Answer::Error(f.clone()), Err(f)),
     };
     let json = serde_json::to_string(&answer).unwrap_or_default();
@@ -167,7 +172,10 @@ pub(super) fn child(store: &Path) -> Result<u8, Failure> {
     if let Ok(null) = null {
         let _ = nix::unistd::dup2_stdout(&null);
     }
-    service?.serve()?;
+    let (service, pending) = service?;
+    let served = service.serve();
+    pending.wait(LAST_ANSWERS);
+    served?;
     tracing::info!("the last mount is gone; ending");
     Ok(0)
 }

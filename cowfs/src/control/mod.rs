@@ -6,7 +6,7 @@ mod server;
 
 pub use client::Client;
 pub use message::*;
-pub use server::listen;
+pub use server::{Pending, listen};
 
 /// File name of the socket in the store.
 pub const SOCKET: &str = "control.sock";

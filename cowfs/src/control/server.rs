@@ -4,12 +4,59 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::{Answer, Failure, REQUEST_MAX, Request, SOCKET};
+
+/// Requests that are being answered.
+#[derive(Debug, Default)]
+pub struct Pending {
+    count: Mutex<usize>,
+    less: Condvar,
+}
+
+impl Pending {
+    fn add(&self, n: isize) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = count.saturating_add_signed(n);
+        drop(count);
+        self.less.notify_all();
+    }
+
+    /// Waits until every answer is on its way, or for so long at most: whoever asked for the last unmount shall hear of it
+    /// before the process ends.
+    pub fn wait(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            count = self
+                .less
+                .wait_timeout(count, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+/// Counts one request for as long as it lives.
+struct Counted<'a>(&'a Pending);
+
+impl<'a> Counted<'a> {
+    fn new(pending: &'a Pending) -> Self {
+        pending.add(1);
+        Self(pending)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1);
+    }
+}
 
 /// Listens in the store and answers every line by `f`, each connection in a thread of its own.
 ///
@@ -20,7 +67,9 @@ use super::{Answer, Failure, REQUEST_MAX, Request, SOCKET};
 pub fn listen(
     store: &Path,
     f: Arc<dyn Fn(Request) -> Result<Answer, Failure> + Send + Sync>,
-) -> std::io::Result<()> {
+) -> std::io::Result<Arc<Pending>> {
+    let pending = Arc::new(Pending::default());
+    let count = Arc::clone(&pending);
     let path = store.join(SOCKET);
     match std::fs::remove_file(&path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
@@ -36,12 +85,12 @@ pub fn listen(
         .name("cowfs-control".into())
         .spawn(move || {
             for stream in listener.incoming() {
-                let f = Arc::clone(&f);
+                let (f, count) = (Arc::clone(&f), Arc::clone(&count));
                 let Ok(stream) = stream else { continue };
                 let spawned = std::thread::Builder::new()
                     .name("cowfs-request".into())
                     .spawn(move || {
-                        if let Err(e) = serve(stream, f.as_ref()) {
+                        if let Err(e) = serve(stream, f.as_ref(), &count) {
                             tracing::debug!(error = %e, "a client went away");
                         }
                     });
@@ -50,12 +99,13 @@ pub fn listen(
                 }
             }
         })?;
-    Ok(())
+    Ok(pending)
 }
 
 fn serve(
     stream: UnixStream,
     f: &(dyn Fn(Request) -> Result<Answer, Failure> + Send + Sync),
+    pending: &Pending,
 ) -> std::io::Result<()> {
     let peer = getsockopt(&stream, PeerCredentials)?;
     let own = nix::unistd::geteuid().as_raw();
@@ -71,6 +121,7 @@ fn serve(
         if n == 0 {
             return Ok(());
         }
+        let _counted = Counted::new(pending);
         let result = if peer.uid() != 0 && peer.uid() != own {
             Err(Failure::new(
                 "only root and the daemon's own user may ask this",
