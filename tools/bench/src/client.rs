@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use nix::sys::stat::{FileStat, SFlag, lstat};
 
 use crate::run::Done;
 
@@ -231,25 +232,28 @@ fn mmap_read(path: &Path) -> Timed {
     })
 }
 
-/// Calls `f` for every entry below `dir` after its lstat; how many there are.
-fn walk(dir: &Path, f: &mut dyn FnMut(&Path, &std::fs::Metadata) -> Result<()>) -> Result<u64> {
+/// Calls `f` for every entry below `dir` after its lstat; how many there are. lstat(2), as find, git, tar and rsync call
+/// it: Rust's own metadata asks for birth times as well, which FUSE caches only after a request of their own.
+fn walk(dir: &Path, f: &mut dyn FnMut(&Path, &FileStat) -> Result<()>) -> Result<u64> {
     let mut n = 0;
     let mut stack = vec![dir.to_owned()];
     while let Some(d) = stack.pop() {
         for e in std::fs::read_dir(&d).with_context(|| format!("reading {}", d.display()))? {
             let e = e.with_context(|| format!("reading {}", d.display()))?;
-            // DirEntry::metadata is an fstatat without following.
-            let m = e
-                .metadata()
-                .with_context(|| format!("lstat of {}", e.path().display()))?;
+            let path = e.path();
+            let m = lstat(&path).with_context(|| format!("lstat of {}", path.display()))?;
             n += 1;
-            f(&e.path(), &m)?;
-            if m.is_dir() {
-                stack.push(e.path());
+            f(&path, &m)?;
+            if kind(&m) == SFlag::S_IFDIR {
+                stack.push(path);
             }
         }
     }
     Ok(n)
+}
+
+fn kind(m: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(m.st_mode) & SFlag::S_IFMT
 }
 
 fn name_of(dir: &Path, i: u64) -> PathBuf {
@@ -317,8 +321,8 @@ fn digest(dir: &Path, files: u64, count: u64, seed: u64) -> Result<(u64, u64)> {
 fn rewrite(dir: &Path, percent: u64, seed: u64) -> Result<u64> {
     let mut files = Vec::new();
     walk(dir, &mut |p, m| {
-        if m.is_file() {
-            files.push((p.to_owned(), m.len()));
+        if kind(m) == SFlag::S_IFREG {
+            files.push((p.to_owned(), u64::try_from(m.st_size).unwrap_or(0)));
         }
         Ok(())
     })?;
