@@ -129,7 +129,8 @@ impl Service {
             atime,
         )?;
         let session = fuse::mount(&target, &options)?;
-        fs.set_notifier(session.notifier());
+        fs.begin_service(session.notifier())
+            .map_err(|e| Failure::new(format!("no thread for the mount: {e}")))?;
         mounts.insert(target.clone(), Arc::clone(&fs));
         drop(mounts);
         let service = Arc::clone(self);

@@ -154,6 +154,7 @@ impl Driver {
                 offset,
                 data,
                 write_flags: 0,
+                open_flags: 0,
             },
         )
         .map(drop)

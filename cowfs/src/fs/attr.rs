@@ -54,6 +54,28 @@ pub fn drop_capability<K: Kv + ?Sized>(
     Ok(())
 }
 
+/// Clears what a write by the caller takes away: capabilities, and set-id bits unless it is root's (who may keep them,
+/// CAP_FSETID). The kernel asks for this before the write, with a SETATTR that sets nothing.
+///
+/// # Errors
+/// ESTALE, corrupt, or the store's.
+pub fn drop_privileges<K: Kv + ?Sized>(kv: &mut K, ino: u64, ctx: &Ctx) -> Result<Inode, FsError> {
+    let mut inode = inode::load(kv, ino)?;
+    if inode.is_dir() {
+        return Ok(inode);
+    }
+    let before = inode;
+    drop_capability(kv, ino, &mut inode)?;
+    if ctx.uid != 0 {
+        kill_suidgid(&mut inode);
+    }
+    if inode != before {
+        inode.ctime = ctx.now;
+        inode::save(kv, ino, &inode)?;
+    }
+    Ok(inode)
+}
+
 /// Applies a change. Permission was checked by the kernel.
 ///
 /// # Errors

@@ -156,18 +156,20 @@ pub fn remove<K: Kv + ?Sized>(kv: &mut K, ino: u64, name: &[u8], ctx: &Ctx) -> R
     check_name(name)?;
     let mut inode = inode::load(kv, ino)?;
     if !remove_pieces(kv, ino, name)? {
-        return fail(libc::ENODATA);
+        // There is no difference between no ACL and one that was never set (as ext4 has it).
+        let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
+        return if is_acl { Ok(()) } else { fail(libc::ENODATA) };
     }
     set_flag(&mut inode, name, false);
     inode.ctime = ctx.now;
     inode::save(kv, ino, &inode)
 }
 
-/// The names, each with a final zero.
+/// The names, each with a final zero; those in `trusted.` only for one who may read `all` (CAP_SYS_ADMIN).
 ///
 /// # Errors
 /// E2BIG, or the store's.
-pub fn list<K: Kv + ?Sized>(kv: &mut K, ino: u64) -> Result<Vec<u8>, FsError> {
+pub fn list<K: Kv + ?Sized>(kv: &mut K, ino: u64, all: bool) -> Result<Vec<u8>, FsError> {
     let mut out = Vec::new();
     let mut last: Vec<u8> = Vec::new();
     if inode::load(kv, ino)?.flags & inode::HAS_XATTR == 0 {
@@ -179,7 +181,7 @@ pub fn list<K: Kv + ?Sized>(kv: &mut K, ino: u64) -> Result<Vec<u8>, FsError> {
         &mut |k, _| {
             // Inode and kind in front; a zero and the piece's number behind.
             let name = k.get(9..k.len().saturating_sub(3)).unwrap_or_default();
-            if name != last {
+            if name != last && (all || !name.starts_with(b"trusted.")) {
                 last = name.to_vec();
                 out.extend_from_slice(name);
                 out.push(0);

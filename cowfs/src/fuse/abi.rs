@@ -3,8 +3,8 @@
 pub const MAJOR: u32 = 7;
 /// Newest minor version that this speaks.
 pub const MINOR: u32 = 45;
-/// Oldest that has all that is relied on (NO_OPENDIR_SUPPORT, EXPLICIT_INVAL_DATA, CACHE_SYMLINKS).
-pub const MINOR_MIN: u32 = 31;
+/// Oldest that has all that is relied on (HANDLE_KILLPRIV_V2, SETXATTR_EXT).
+pub const MINOR_MIN: u32 = 33;
 /// Bytes of a request's header.
 pub const IN_HEADER: usize = 40;
 /// Bytes of a reply's header.

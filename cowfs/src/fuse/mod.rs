@@ -1,4 +1,4 @@
-//! The kernel's FUSE protocol (include/uapi/linux/fuse.h, protocol 7.31 to 7.45): mounting, requests, replies and
+//! The kernel's FUSE protocol (include/uapi/linux/fuse.h, protocol 7.33 to 7.45): mounting, requests, replies and
 //! notifications. It knows nothing of cowfs; `docs/design.md` says why it is not a library of others.
 
 mod abi;
@@ -15,7 +15,7 @@ pub use mount::{MountOptions, unmount};
 pub use notify::Notifier;
 pub use reply::{Attr, DirBuf, Entry, Reply, Statfs};
 pub use request::{Create, Op, Request, SetTime, Setattr};
-pub use session::{Session, mount};
+pub use session::{CONGESTION, Session, mount, step_aside};
 pub use sys::syncfs;
 
 /// An errno that a request is answered with.
@@ -38,7 +38,7 @@ pub enum FuseError {
         source: std::io::Error,
     },
     /// The kernel's protocol is too old.
-    #[error("the kernel speaks FUSE {major}.{minor}; 7.31 or newer is needed (Linux 5.4)")]
+    #[error("the kernel speaks FUSE {major}.{minor}; 7.33 or newer is needed (Linux 5.12)")]
     TooOld {
         /// Major version.
         major: u32,
@@ -92,10 +92,13 @@ pub trait Filesystem: Send + Sync + 'static {
     fn handle(&self, req: &Request<'_>, reply: &mut Reply) -> Result<(), Errno>;
     /// The kernel dropped `nlookup` references to a node.
     fn forget(&self, nodeid: u64, nlookup: u64);
-    /// True for requests that may take long, so that another thread should wait for the next one.
-    fn is_slow(&self, _op: &Op<'_>) -> bool {
-        false
+    /// Called for every request when it was read, in the kernel's order; what it returns goes to
+    /// [`Filesystem::finished`].
+    fn arrived(&self, _req: &Request<'_>) -> usize {
+        0
     }
+    /// The request of this mark has been answered.
+    fn finished(&self, _mark: usize) {}
     /// The mount works.
     fn ready(&self, _negotiated: &Negotiated) {}
 }

@@ -43,6 +43,14 @@ pub struct Setattr {
     pub kill_suidgid: bool,
 }
 
+impl Setattr {
+    /// True if nothing is set: the kernel asks so for set-id bits and capabilities to be cleared before a write by the
+    /// caller, or by a chown that changes nothing (FUSE_HANDLE_KILLPRIV_V2).
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a CREATE or TMPFILE makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "as in open(2)")]
@@ -105,6 +113,8 @@ pub enum Op<'a> {
         offset: u64,
         data: &'a [u8],
         write_flags: u32,
+        /// Those of the open file, with O_DSYNC and O_SYNC of the call.
+        open_flags: u32,
     },
     Statfs,
     Release,
@@ -348,10 +358,13 @@ fn parse_op(opcode: u32, mut f: Fields<'_>) -> Option<Op<'_>> {
         op::WRITE => {
             f.skip(8)?;
             let (offset, size, write_flags) = (f.u64()?, f.u32()?, f.u32()?);
-            f.skip(16)?;
+            f.skip(8)?;
+            let open_flags = f.u32()?;
+            f.skip(4)?;
             Op::Write {
                 offset,
                 write_flags,
+                open_flags,
                 data: f.bytes(usize::try_from(size).ok()?)?,
             }
         }
@@ -484,6 +497,7 @@ mod tests {
                     offset: 3,
                     data: b"xy",
                     write_flags: 0,
+                    open_flags: 0,
                 },
             ),
             (99, vec![], Op::Other { opcode: 99 }),

@@ -1,15 +1,17 @@
 //! Serving a mount: threads take turns in waiting for the next request.
 //!
 //! One thread at a time is the leader: it reads a request and, if it is quick, answers it and reads on, so that a run of
-//! small requests stays on one hot CPU without waking anybody. Before something slow it gives the lead to another.
-//! After an answer the leader looks for the next request for a few microseconds before it sleeps, since waking up costs
+//! small requests stays on one hot CPU without waking anybody. Before something slow the handler calls [`step_aside`]:
+//! another thread leads, and if none is idle a new one is made, so that no number of slow requests keeps the mount from
+//! answering. After an answer the leader looks for the next request for a few microseconds before it sleeps, since waking up costs
 //! more than most answers; with one CPU it never does, as that would only keep the client from running.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -61,13 +63,47 @@ const WANTED: u64 = abi::ASYNC_READ
     | abi::INIT_EXT
     | abi::DIRECT_IO_ALLOW_MMAP;
 
+/// Requests of the background kind (read-ahead, write-back of memory maps) that the kernel sends at a time.
+const MAX_BACKGROUND: u16 = 256;
+/// From so many on the kernel passes over what need not be written now.
+pub const CONGESTION: u16 = 192;
+/// Threads at most. Beyond that slow requests keep the lead.
+const MAX_THREADS: usize = 64;
+
 struct Shared {
     dev: Arc<File>,
     fs: SharedFs,
-    /// Held by the leader.
-    lead: Mutex<()>,
+    crew: Mutex<Crew>,
+    /// The lead is free, or a thread has ended.
+    changed: Condvar,
     max_io: u32,
     spin: Duration,
+    /// Idle threads that are kept.
+    keep: usize,
+}
+
+/// The threads of a session.
+#[derive(Default)]
+struct Crew {
+    led: bool,
+    /// The mount is gone.
+    over: bool,
+    idle: usize,
+    threads: usize,
+    error: Option<std::io::Error>,
+}
+
+thread_local! {
+    /// The session that this thread leads.
+    static LEADS: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
+}
+
+/// Lets another thread wait for requests, as what follows may take long. Does nothing outside of a session's thread,
+/// or when it was called for this request already.
+pub fn step_aside() {
+    if let Some(shared) = LEADS.with(RefCell::take) {
+        shared.give_lead();
+    }
 }
 
 impl Session {
@@ -93,33 +129,30 @@ impl Session {
             fcntl(self.dev.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
                 .map_err(std::io::Error::from)?;
         }
+        let keep = self.options.threads.clamp(2, MAX_THREADS);
         let shared = Arc::new(Shared {
             dev: Arc::clone(&self.dev),
             fs: Arc::clone(&fs),
-            lead: Mutex::new(()),
+            crew: Mutex::default(),
+            changed: Condvar::new(),
             max_io: self.options.max_io,
             spin: Duration::from_micros(spin_us),
+            keep,
         });
-        let mut workers = Vec::new();
-        for i in 0..self.options.threads.max(2) {
-            let shared = Arc::clone(&shared);
-            let spawned = std::thread::Builder::new()
-                .name(format!("fuse-{i}"))
-                .spawn(move || work(&shared))?;
-            workers.push(spawned);
+        for _ in 0..keep {
+            shared.hire()?;
         }
         let (target, kb) = (self.target.clone(), self.options.readahead_kb);
         set_readahead(&target, kb);
         fs.ready(&negotiated);
-        let mut result = Ok(());
-        for w in workers {
-            match w.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => result = Err(e.into()),
-                Err(_) => result = Err(std::io::Error::other("a thread panicked").into()),
-            }
+        let mut crew = shared.crew();
+        while crew.threads > 0 {
+            crew = shared
+                .changed
+                .wait(crew)
+                .unwrap_or_else(PoisonError::into_inner);
         }
-        result
+        crew.error.take().map_or(Ok(()), |e| Err(e.into()))
     }
 
     fn handshake(&self) -> Result<Negotiated, FuseError> {
@@ -157,7 +190,7 @@ impl Session {
             for v in [abi::MAJOR, minor.min(abi::MINOR), ahead, low] {
                 out.extend_from_slice(&v.to_le_bytes());
             }
-            for v in [64u16, 48] {
+            for v in [MAX_BACKGROUND, CONGESTION] {
                 out.extend_from_slice(&v.to_le_bytes());
             }
             for v in [self.options.max_io, 1] {
@@ -190,6 +223,60 @@ enum Got {
 }
 
 impl Shared {
+    fn crew(&self) -> MutexGuard<'_, Crew> {
+        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more thread.
+    fn hire(self: &Arc<Self>) -> std::io::Result<()> {
+        let mut crew = self.crew();
+        crew.threads += 1;
+        let shared = Arc::clone(self);
+        let spawned = std::thread::Builder::new()
+            .name(format!("fuse-{}", crew.threads))
+            .spawn(move || {
+                let _ends = Ends(&shared);
+                if let Err(e) = work(&shared) {
+                    shared.crew().error.get_or_insert(e);
+                }
+            });
+        if spawned.is_err() {
+            crew.threads -= 1;
+        }
+        spawned.map(drop)
+    }
+
+    /// Waits for the lead; false if there are enough threads that do so.
+    fn take_lead(self: &Arc<Self>) -> bool {
+        let mut crew = self.crew();
+        if crew.over || crew.led && crew.idle >= self.keep {
+            return false;
+        }
+        crew.idle += 1;
+        while crew.led {
+            crew = self
+                .changed
+                .wait(crew)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        crew.idle -= 1;
+        crew.led = true;
+        drop(crew);
+        LEADS.set(Some(Arc::clone(self)));
+        true
+    }
+
+    fn give_lead(self: &Arc<Self>) {
+        let mut crew = self.crew();
+        crew.led = false;
+        let short = crew.idle == 0 && crew.threads < MAX_THREADS && !crew.over;
+        drop(crew);
+        self.changed.notify_all();
+        if short && let Err(e) = self.hire() {
+            tracing::warn!(error = %e, "no further thread; slow requests will hold up others");
+        }
+    }
+
     /// Waits for a request: looks a while, then sleeps.
     fn next(&self, buf: &mut [u8], look: bool) -> std::io::Result<Got> {
         let mut until = (look && !self.spin.is_zero()).then(|| Instant::now() + self.spin);
@@ -199,6 +286,8 @@ impl Shared {
                 Err(e) => match e.raw_os_error() {
                     Some(libc::ENODEV) => return Ok(Got::End),
                     Some(libc::EINTR | libc::ENOENT) => {}
+                    // The kernel is short of memory, or the request is not ours to understand: the next may be.
+                    Some(libc::ENOMEM | libc::EIO) => std::thread::sleep(Duration::from_millis(10)),
                     Some(libc::EAGAIN) => {
                         if until.is_some_and(|t| Instant::now() < t) {
                             sys::yield_now();
@@ -218,26 +307,21 @@ impl Shared {
     }
 
     fn answer(&self, req: &Request<'_>, reply: &mut Reply) -> std::io::Result<()> {
-        match req.op {
-            Op::Forget { nlookup } => {
-                self.fs.forget(req.nodeid, nlookup);
-                return Ok(());
-            }
-            Op::BatchForget { pairs } => {
-                for p in pairs {
-                    let (node, n) = p.split_at(8);
-                    let at = |b: &[u8]| b.iter().rev().fold(0, |v, x| v << 8 | u64::from(*x));
-                    self.fs.forget(at(node), at(n));
-                }
-                return Ok(());
-            }
+        let forgets = match req.op {
+            Op::Forget { .. } | Op::BatchForget { .. } => true,
             // Nothing here waits long for anything but the disk.
             Op::Interrupt => return Ok(()),
-            _ => {}
-        }
+            _ => false,
+        };
         reply.clear();
-        let handled =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.fs.handle(req, reply)));
+        let mark = self.fs.arrived(req);
+        let handled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            if forgets {
+                self.forget(req);
+                return Ok(());
+            }
+            self.fs.handle(req, reply)
+        }));
         let errno = match handled {
             Ok(Ok(())) => 0,
             Ok(Err(Errno(e))) => e,
@@ -246,7 +330,27 @@ impl Shared {
                 libc::EIO
             }
         };
-        self.send(reply.finish(req.unique, errno))
+        let sent = if forgets {
+            Ok(())
+        } else {
+            self.send(reply.finish(req.unique, errno))
+        };
+        self.fs.finished(mark);
+        sent
+    }
+
+    fn forget(&self, req: &Request<'_>) {
+        match req.op {
+            Op::Forget { nlookup } => self.fs.forget(req.nodeid, nlookup),
+            Op::BatchForget { pairs } => {
+                for p in pairs {
+                    let (node, n) = p.split_at(8);
+                    let at = |b: &[u8]| b.iter().rev().fold(0, |v, x| v << 8 | u64::from(*x));
+                    self.fs.forget(at(node), at(n));
+                }
+            }
+            _ => {}
+        }
     }
 
     fn send(&self, message: &[u8]) -> std::io::Result<()> {
@@ -259,19 +363,31 @@ impl Shared {
     }
 }
 
-fn work(shared: &Shared) -> std::io::Result<()> {
+/// Tells the crew that a thread is gone, also by a panic.
+struct Ends<'a>(&'a Arc<Shared>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        step_aside();
+        self.0.crew().threads -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+fn work(shared: &Arc<Shared>) -> std::io::Result<()> {
     let mut buf = vec![0; shared.max_io as usize + 8192];
     let mut reply = Reply::new(shared.max_io as usize);
-    let lock = || shared.lead.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut lead = Some(lock());
     let mut look = false;
     loop {
-        if lead.is_none() {
-            lead = Some(lock());
+        if LEADS.with_borrow(Option::is_none) && !shared.take_lead() {
+            return Ok(());
         }
         let n = match shared.next(&mut buf, look)? {
             Got::Request(n) => n,
-            Got::End => return Ok(()),
+            Got::End => {
+                shared.crew().over = true;
+                return Ok(());
+            }
         };
         let Some(req) = Request::parse(&buf[..n]) else {
             if let Some((_, unique)) = request::header(&buf[..n]) {
@@ -281,9 +397,6 @@ fn work(shared: &Shared) -> std::io::Result<()> {
             continue;
         };
         look = true;
-        if shared.fs.is_slow(&req.op) {
-            lead = None;
-        }
         if let Err(e) = shared.answer(&req, &mut reply) {
             // One answer that the kernel does not take must not end the service.
             tracing::error!(error = %e, op = ?std::mem::discriminant(&req.op), "the kernel refused an answer");

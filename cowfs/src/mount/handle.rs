@@ -4,48 +4,57 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::listing::Want;
 use super::view::View;
-use super::{MountFs, attr_of, ctx, lock};
+use super::{MountFs, attr_of, ctx, drain, lock};
 use crate::fs::attr::{Change, SetTime as FsTime};
 use crate::fs::node::{New, Unlinked};
 use crate::fs::rename::Ends;
-use crate::fs::{self, Ctx, FsError, Inode, ROOT_INO, attr, data, dir, inode, node, xattr};
+use crate::fs::{self, Ctx, FsError, Inode, attr, data, dir, inode, node, xattr};
 use crate::fuse::{
     Attr, Create, Entry, Errno, Filesystem, Negotiated, Op, Reply, Request, SETXATTR_KILL_SGID,
-    SetTime, Setattr, Statfs, open,
+    SetTime, Setattr, Statfs, WRITE_CACHE, open, step_aside,
 };
+use crate::store::Txn;
 
 /// Nothing changes behind the kernel's back but by a rollback, which says so.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
-/// Reads and writes from this size on let another thread wait for requests meanwhile.
-const SLOW_IO: usize = 128 << 10;
+/// But attributes of directories: the kernel may take an answer that a change of the directory has overtaken, which
+/// then heals after this time.
+const DIR_VALID: Duration = Duration::from_secs(10);
 
 impl Filesystem for MountFs {
     fn handle(&self, req: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.dispatch(req, reply)
+        match drain::answer(&self.drain, req, reply) {
+            Some(answered) => answered,
+            None => self.dispatch(req, reply),
+        }
     }
 
     fn forget(&self, nodeid: u64, nlookup: u64) {
         self.forget_node(nodeid, nlookup);
     }
 
-    fn is_slow(&self, op: &Op<'_>) -> bool {
-        match op {
-            Op::Read { size, .. } => *size as usize >= SLOW_IO,
-            Op::Write { data, .. } => data.len() >= SLOW_IO,
-            Op::Fsync { .. }
-            | Op::Fsyncdir { .. }
-            | Op::Fallocate { .. }
-            | Op::CopyFileRange { .. }
-            | Op::Syncfs => true,
-            Op::Setattr(s) => s.size.is_some(),
-            _ => false,
-        }
+    fn arrived(&self, req: &Request<'_>) -> usize {
+        self.drain.arrived(req)
+    }
+
+    fn finished(&self, mark: usize) {
+        self.drain.finished(mark);
     }
 
     fn ready(&self, negotiated: &Negotiated) {
         let _ = self.negotiated.set(*negotiated);
+    }
+}
+
+/// How long the kernel may keep the attributes of a file of this mode.
+fn valid(mode: u32) -> Duration {
+    if mode & libc::S_IFMT == libc::S_IFDIR {
+        DIR_VALID
+    } else {
+        FOREVER
     }
 }
 
@@ -64,12 +73,12 @@ impl MountFs {
             Op::Lookup { name } => self.lookup(n, name, reply),
             Op::Getattr => {
                 let a = self.getattr(n)?;
-                reply.attr(&a, FOREVER);
+                reply.attr(&a, valid(a.mode));
                 Ok(())
             }
             Op::Statx => {
                 let a = self.getattr(n)?;
-                reply.statx(&a, FOREVER);
+                reply.statx(&a, valid(a.mode));
                 Ok(())
             }
             Op::Setattr(s) => self.setattr(n, &s, &c(), reply),
@@ -93,11 +102,11 @@ impl MountFs {
             }
             Op::Unlink { name } => {
                 let ctx = c();
-                self.unname(n, |t, dir| node::unlink(t, dir, name, &ctx).map(Some))
+                self.unname(n, |t, _, dir| node::unlink(t, dir, name, &ctx).map(Some))
             }
             Op::Rmdir { name } => {
                 let ctx = c();
-                self.unname(n, |t, dir| node::rmdir(t, dir, name, &ctx).map(Some))
+                self.unname(n, |t, _, dir| node::rmdir(t, dir, name, &ctx).map(Some))
             }
             Op::Rename {
                 name,
@@ -114,13 +123,33 @@ impl MountFs {
                 offset,
                 data,
                 write_flags,
+                open_flags,
             } => {
-                let done = self.write_file(n, offset, data, write_flags, &c())?;
+                let done = self.write_file(n, offset, data, write_flags, &c());
+                if let Err(Errno(e)) = done
+                    && write_flags & WRITE_CACHE != 0
+                    && e != libc::ESTALE
+                {
+                    self.drain.fail(e);
+                }
+                let done = done?;
+                // With the page cache the kernel asks for an fsync of its own; past it this is all it says.
+                if open_flags & libc::O_DSYNC.cast_unsigned() != 0 {
+                    step_aside();
+                    self.store.sync()?;
+                }
                 reply.written(done);
                 Ok(())
             }
             Op::Statfs => self.statfs(reply),
-            Op::Fsync { .. } | Op::Fsyncdir { .. } | Op::Syncfs => Ok(self.store.sync()?),
+            Op::Fsync { .. } | Op::Fsyncdir { .. } | Op::Syncfs => {
+                let (view, _) = self.node(n)?;
+                if view.fixed().is_some() && !self.is_fixed() {
+                    return Err(Errno(libc::ESTALE));
+                }
+                step_aside();
+                Ok(self.store.sync()?)
+            }
             Op::Setxattr {
                 name,
                 value,
@@ -143,15 +172,22 @@ impl MountFs {
                 sized(&value, size, reply)
             }
             Op::Listxattr { size } => {
-                let names = self.read(n, |t, _, ino| xattr::list(t, ino))?;
+                let all = req.uid == 0;
+                let names = self.read(n, |t, _, ino| xattr::list(t, ino, all))?;
                 sized(&names, size, reply)
             }
             Op::Removexattr { name } => {
                 let ctx = c();
                 self.change(n, true, |t, _, ino| xattr::remove(t, ino, name, &ctx))
             }
-            Op::Readdir { offset, size } => self.readdir(n, offset, size, false, reply),
-            Op::Readdirplus { offset, size } => self.readdir(n, offset, size, true, reply),
+            Op::Readdir { offset, size } => {
+                let plus = false;
+                self.readdir(n, Want { offset, size, plus }, reply)
+            }
+            Op::Readdirplus { offset, size } => {
+                let plus = true;
+                self.readdir(n, Want { offset, size, plus }, reply)
+            }
             Op::Create(ref create) => self.create(n, create, &c(), reply),
             Op::Tmpfile(ref create) => self.tmpfile(n, create, &c(), reply),
             Op::Fallocate {
@@ -160,14 +196,7 @@ impl MountFs {
                 mode,
             } => self.fallocate(n, offset, length, mode, &c()),
             Op::Lseek { offset, whence } => {
-                let at = self.read(n, |t, _, ino| {
-                    let i = inode::load(t, ino)?;
-                    match whence.cast_signed() {
-                        libc::SEEK_DATA => data::seek(t, ino, i.size, offset, false),
-                        libc::SEEK_HOLE => data::seek(t, ino, i.size, offset, true),
-                        _ => fs::fail(libc::EINVAL),
-                    }
-                })?;
+                let at = self.seek(n, offset, whence.cast_signed())?;
                 reply.lseek(at);
                 Ok(())
             }
@@ -192,13 +221,13 @@ impl MountFs {
     }
 
     /// Gives a node to the kernel.
-    fn give(view: &View, ino: u64, i: &Inode) -> Entry {
+    pub(super) fn give(view: &View, ino: u64, i: &Inode) -> Entry {
         view.remember(ino);
         Entry {
             nodeid: view.nodeid(ino),
             attr: attr_of(ino, i),
             entry_valid: FOREVER,
-            attr_valid: FOREVER,
+            attr_valid: valid(i.mode),
         }
     }
 
@@ -210,10 +239,7 @@ impl MountFs {
             let Some(target) = dir::lookup(t, dir_ino, name)? else {
                 return Ok(None);
             };
-            let i = inode::find(t, target.ino)?.ok_or(FsError::Corrupt {
-                ino: target.ino,
-                what: "a name leads to it, but it is not there",
-            })?;
+            let i = self.find(t, view, target.ino)?;
             Ok(Some(Self::give(view, target.ino, &i)))
         })?;
         match found {
@@ -223,8 +249,70 @@ impl MountFs {
         Ok(())
     }
 
+    /// The inode that a name leads to, as it is shown.
+    pub(super) fn find<K: fs::Kv>(
+        &self,
+        t: &mut K,
+        view: &View,
+        ino: u64,
+    ) -> Result<Inode, FsError> {
+        let mut i = inode::find(t, ino)?.ok_or(FsError::Corrupt {
+            ino,
+            what: "a name leads to it, but it is not there",
+        })?;
+        self.with_atime(view, ino, &mut i);
+        Ok(i)
+    }
+
     fn getattr(&self, nodeid: u64) -> Result<Attr, Errno> {
-        self.read(nodeid, |t, _, ino| Ok(attr_of(ino, &inode::load(t, ino)?)))
+        self.read(nodeid, |t, view, ino| {
+            let mut i = inode::load(t, ino)?;
+            self.with_atime(view, ino, &mut i);
+            Ok(attr_of(ino, &i))
+        })
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE. What looks like a hole may have been stored to through a memory map: before
+    /// it is told, the kernel brings such pages.
+    fn seek(&self, nodeid: u64, offset: u64, whence: i32) -> Result<u64, Errno> {
+        let hole = match whence {
+            libc::SEEK_DATA => false,
+            libc::SEEK_HOLE => true,
+            _ => return Err(Errno(libc::EINVAL)),
+        };
+        let find = |from: u64, hole: bool| {
+            self.read(nodeid, |t, _, ino| {
+                let i = inode::load(t, ino)?;
+                match data::seek(t, ino, i.size, from, hole) {
+                    Ok(at) => Ok((at, i.size)),
+                    // Nothing but a hole up to the end.
+                    Err(FsError::Errno(libc::ENXIO)) if from < i.size => Ok((i.size, i.size)),
+                    Err(e) => Err(e),
+                }
+            })
+        };
+        let (mut at, mut size) = find(offset, hole)?;
+        let begin = if hole { at } else { offset };
+        let end = if hole && at < size {
+            find(at, false)?.0
+        } else {
+            at
+        };
+        if begin < end
+            && let Some(n) = self.notifier.get()
+        {
+            step_aside();
+            let len = i64::try_from(end - begin).unwrap_or(0);
+            let from = i64::try_from(begin).map_err(|_| Errno(libc::EINVAL))?;
+            if let Err(e) = n.inval_inode(nodeid, from, len) {
+                tracing::debug!(error = %e, "mapped pages in a hole could not be asked for");
+            }
+            (at, size) = find(offset, hole)?;
+        }
+        if !hole && at >= size {
+            return Err(Errno(libc::ENXIO));
+        }
+        Ok(at)
     }
 
     fn setattr(&self, nodeid: u64, s: &Setattr, ctx: &Ctx, reply: &mut Reply) -> Result<(), Errno> {
@@ -243,8 +331,18 @@ impl MountFs {
         if s.size.is_some() {
             self.drop_tail(ino);
         }
-        let i = self.change(nodeid, true, |t, _, ino| attr::set(t, ino, &change, ctx))?;
-        reply.attr(&attr_of(ino, &i), FOREVER);
+        let i = self.change(nodeid, true, |t, view, ino| {
+            if s.is_empty() {
+                return attr::drop_privileges(t, ino, ctx);
+            }
+            if s.atime.is_some() {
+                lock(&self.atimes).remove(&ino);
+            }
+            let mut i = attr::set(t, ino, &change, ctx)?;
+            self.with_atime(view, ino, &mut i);
+            Ok(i)
+        })?;
+        reply.attr(&attr_of(ino, &i), valid(i.mode));
         Ok(())
     }
 
@@ -321,10 +419,10 @@ impl MountFs {
     fn unname(
         &self,
         parent: u64,
-        f: impl FnOnce(&mut crate::store::Txn<'_>, u64) -> Result<Option<Unlinked>, FsError>,
+        f: impl FnOnce(&mut Txn<'_>, &View, u64) -> Result<Option<Unlinked>, FsError>,
     ) -> Result<(), Errno> {
         let gone = self.change(parent, true, |t, view, dir_ino| {
-            let gone = f(t, dir_ino)?;
+            let gone = f(t, view, dir_ino)?;
             if let Some(u) = gone.filter(|u| u.last) {
                 lock(&self.orphans).insert(u.ino);
             }
@@ -335,7 +433,7 @@ impl MountFs {
             && !view.knows(u.ino)
             && lock(&self.orphans).remove(&u.ino)
         {
-            self.reap(u.ino)?;
+            self.reap_soon(&view, u.ino);
         }
         Ok(())
     }
@@ -349,9 +447,8 @@ impl MountFs {
         flags: u32,
         ctx: &Ctx,
     ) -> Result<(), Errno> {
-        let (view, _) = self.node(parent)?;
-        let to = self.same_view(&view, new_parent)?;
-        self.unname(parent, |t, from| {
+        self.unname(parent, |t, view, from| {
+            let to = self.same_view(view, new_parent)?;
             let ends = Ends {
                 from,
                 name,
@@ -377,91 +474,6 @@ impl MountFs {
             Ok(Self::give(view, ino, &i))
         })?;
         reply.entry(&e);
-        Ok(())
-    }
-
-    fn readdir(
-        &self,
-        nodeid: u64,
-        offset: u64,
-        size: u32,
-        plus: bool,
-        reply: &mut Reply,
-    ) -> Result<(), Errno> {
-        let most = size as usize / if plus { 160 } else { 32 } + 1;
-        let mut touch = false;
-        self.read(nodeid, |t, view, ino| {
-            if view.fixed().is_some() && !self.is_fixed() {
-                return fs::fail(libc::ESTALE);
-            }
-            let d = dir::load(t, ino)?;
-            touch = self.atime != super::Atime::None && (d.atime <= d.mtime || d.atime <= d.ctime);
-            reply.set_len(0);
-            let from = if offset <= 2 { 0 } else { offset + 1 };
-            let entries = dir::list(t, ino, from, most)?;
-            let mut out = reply.dir(size);
-            // The names that every directory has carry no attributes.
-            let bare = |ino: u64| Entry {
-                nodeid: 0,
-                attr: Attr {
-                    ino,
-                    mode: libc::S_IFDIR,
-                    ..Attr::default()
-                },
-                entry_valid: Duration::ZERO,
-                attr_valid: Duration::ZERO,
-            };
-            let parent = if ino == ROOT_INO { ROOT_INO } else { d.parent };
-            for (at, ino, name) in [(1, ino, &b"."[..]), (2, parent, &b".."[..])] {
-                if offset < at {
-                    let done = if plus {
-                        out.add_plus(&bare(ino), at, 4, name)
-                    } else {
-                        out.add(ino, at, 4, name)
-                    };
-                    if !done {
-                        return Ok(());
-                    }
-                }
-            }
-            let mut before = offset.max(2);
-            for (k, e) in entries.iter().enumerate() {
-                // Of names that share a place all but the last lead back to it: better twice than never.
-                let shares = entries.get(k + 1).is_some_and(|n| n.place == e.place);
-                let next = if shares { before } else { e.place };
-                let done = if plus {
-                    if !out.has_room_plus(&e.name) {
-                        return Ok(());
-                    }
-                    let i = inode::find(t, e.target.ino)?.ok_or(FsError::Corrupt {
-                        ino: e.target.ino,
-                        what: "a name leads to it, but it is not there",
-                    })?;
-                    out.add_plus(
-                        &Self::give(view, e.target.ino, &i),
-                        next,
-                        e.target.dtype,
-                        &e.name,
-                    )
-                } else {
-                    out.add(e.target.ino, next, e.target.dtype, &e.name)
-                };
-                if !done {
-                    return Ok(());
-                }
-                before = next;
-            }
-            Ok(())
-        })?;
-        if touch && offset == 0 && !self.read_only {
-            let now = fs::now();
-            // An access time that cannot be kept is no reason to fail a listing.
-            let _ = self.change(nodeid, true, |t, _, ino| {
-                let mut d = inode::load(t, ino)?;
-                d.atime = now;
-                inode::save(t, ino, &d)
-            });
-        }
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! Reading and writing file contents.
 
-use super::{Atime, MountFs, lock};
+use super::{MountFs, lock};
 use crate::fs::{self, Ctx, Extent, FsError, attr, data, inode};
-use crate::fuse::{Errno, Reply, WRITE_CACHE, WRITE_KILL_SUIDGID};
+use crate::fuse::{Errno, Reply, WRITE_KILL_SUIDGID, step_aside};
 use crate::store::StoreError;
 use crate::store::segments::Place;
 
@@ -14,6 +14,10 @@ const SMALL_APPEND: u64 = 128 << 10;
 const ROOM_MAX: u64 = 4 << 20;
 /// Files with room kept at a time.
 const TAILS_MAX: usize = 4096;
+/// Reads and writes from this size on let another thread wait for requests meanwhile.
+const SLOW_IO: usize = 128 << 10;
+/// Extents that one copy_file_range(2) shares at most; the caller goes on with the next.
+const SHARE_MAX: usize = 1024;
 
 /// Room behind the end of a file's last extent, in its segment: the next append goes there, in place. Nothing refers to
 /// these bytes, so checkpoints and clones do not mind.
@@ -44,35 +48,23 @@ impl MountFs {
         size: u32,
         reply: &mut Reply,
     ) -> Result<(), Errno> {
-        let _gate = self.gate_read();
-        let now = fs::now();
-        let (view, ino, len, found, touch) = self.read(nodeid, |t, view, ino| {
+        if size as usize >= SLOW_IO {
+            step_aside();
+        }
+        let gate = self.gate_read();
+        let (view, ino, inode, len, found) = self.read(nodeid, |t, view, ino| {
             let i = inode::load(t, ino)?;
             if !i.is_file() {
                 return fs::fail(libc::EINVAL);
             }
             let len = u64::from(size).min(i.size.saturating_sub(offset));
             let found = data::list(t, ino, offset, offset.saturating_add(len), usize::MAX)?;
-            let day_old = now.0.saturating_sub(i.atime.0) > 86_400;
-            let touch = match self.atime {
-                Atime::None => false,
-                Atime::Strict => true,
-                Atime::Relative => i.atime <= i.mtime || i.atime <= i.ctime || day_old,
-            };
-            Ok((std::sync::Arc::clone(view), ino, len, found, touch))
+            Ok((std::sync::Arc::clone(view), ino, i, len, found))
         })?;
         let buf = reply.data_buf(usize::try_from(len).unwrap_or(0));
         self.fill(offset, buf, &found)?;
-        if touch && !self.read_only && view.fixed().is_none() {
-            let done = self.change(nodeid, true, |t, _, ino| {
-                let mut i = inode::load(t, ino)?;
-                i.atime = now;
-                inode::save(t, ino, &i)
-            });
-            if let Err(e) = done {
-                tracing::debug!(ino, error = e.0, "an access time was not kept");
-            }
-        }
+        drop(gate);
+        self.touch(&view, ino, &inode, fs::now());
         Ok(())
     }
 
@@ -122,9 +114,13 @@ impl MountFs {
         if n == 0 {
             return Ok(0);
         }
+        if bytes.len() >= SLOW_IO {
+            step_aside();
+        }
         match self.try_write(nodeid, offset, bytes, write_flags, ctx) {
             Err(Errno(libc::ENOSPC)) => {
                 // What was deleted comes free with a commit.
+                step_aside();
                 self.store.commit()?;
                 self.try_write(nodeid, offset, bytes, write_flags, ctx)?;
             }
@@ -145,8 +141,9 @@ impl MountFs {
         if view.fixed().is_some() {
             return Err(Errno(libc::ESTALE));
         }
-        let _gate = self.gate_read();
+        // In this order: whoever holds the gate waits for no stripe, so a commit under a stripe can wait for the gate.
         let _stripe = self.stripe(ino);
+        let _gate = self.gate_read();
         let len = bytes.len() as u64;
         if offset.checked_add(len).is_none_or(|e| e > fs::FILE_MAX) {
             return Err(Errno(libc::EFBIG));
@@ -176,7 +173,7 @@ impl MountFs {
             (w.at, payload, place, rest)
         };
         let plen = u32::try_from(payload.len()).map_err(|_| Errno(libc::EINVAL))?;
-        self.change(nodeid, false, |t, _, ino| {
+        self.change_at_once(nodeid, |t, _, ino| {
             let mut i = inode::load(t, ino)?;
             if !i.is_file() {
                 return fs::fail(libc::EINVAL);
@@ -193,8 +190,6 @@ impl MountFs {
             if write_flags & WRITE_KILL_SUIDGID != 0 {
                 attr::kill_suidgid(&mut i);
             }
-            // Written back from a memory map: the kernel has sent the times by itself, or will.
-            let _ = write_flags & WRITE_CACHE;
             i.mtime = ctx.now;
             i.ctime = ctx.now;
             inode::save(t, ino, &i)?;
@@ -279,6 +274,12 @@ impl MountFs {
     ) -> Result<u32, Errno> {
         // A reply can tell 32 bits; the caller goes on from there.
         let len = len.min(1 << 30);
+        // From a state that was left by a rollback there is nothing to share: the kernel then copies.
+        let (source, _) = self.node(src.0)?;
+        let (target, _) = self.node(dst.0)?;
+        if source.id != target.id {
+            return Err(Errno(libc::EXDEV));
+        }
         let (_, ino_out) = self.node(dst.0)?;
         let _stripe = self.stripe(ino_out);
         self.drop_tail(ino_out);
@@ -293,7 +294,13 @@ impl MountFs {
             if !i.is_file() {
                 return fs::fail(libc::EINVAL);
             }
-            let n = len.min(i.size.saturating_sub(src.1));
+            let mut n = len.min(i.size.saturating_sub(src.1));
+            let found = data::list(t, ino, src.1, src.1.saturating_add(n), SHARE_MAX)?;
+            if found.len() == SHARE_MAX
+                && let Some(last) = found.last()
+            {
+                n = n.min(last.end() - src.1);
+            }
             if n == 0 {
                 return Ok(0);
             }
@@ -305,8 +312,8 @@ impl MountFs {
                 return fs::fail(libc::EINVAL);
             }
             data::share(t, (ino, src.1), (out, dst.1), n, &mut o)?;
+            // The kernel has asked for set-id bits to be cleared before, if the caller may not keep them.
             attr::drop_capability(t, out, &mut o)?;
-            attr::kill_suidgid(&mut o);
             o.mtime = ctx.now;
             o.ctime = ctx.now;
             inode::save(t, out, &o)?;
@@ -356,7 +363,6 @@ impl MountFs {
                 i.size = i.size.max(end);
             }
             attr::drop_capability(t, ino, &mut i)?;
-            attr::kill_suidgid(&mut i);
             i.mtime = ctx.now;
             i.ctime = ctx.now;
             inode::save(t, ino, &i)

@@ -4,8 +4,12 @@
 //! so everything the kernel has cached belongs to the old one and stays what it was, while every name is looked up anew.
 //! The root keeps node id 1 and always means the present view.
 
+mod atime;
+mod drain;
 mod handle;
 mod io;
+mod listing;
+mod reap;
 mod switch;
 mod view;
 
@@ -16,23 +20,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::fs::{self, Ctx, FsError, Inode};
-use crate::fuse::{Attr, Errno, Negotiated, Notifier};
+use crate::fuse::{Attr, Errno, Negotiated, Notifier, step_aside};
 use crate::store::{ReadTxn, Store, StoreError, Txn};
+pub use atime::Atime;
+use drain::Drain;
 use io::Tail;
+use reap::Reaper;
 pub use switch::{RolledBack, Undo};
 use view::{View, Views};
-
-/// Which access times are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Atime {
-    /// Only if it is older than the last change, or than a day (relatime).
-    #[default]
-    Relative,
-    /// Every read that reaches the daemon.
-    Strict,
-    /// None.
-    None,
-}
 
 /// What a mount shows.
 #[derive(Debug, Clone)]
@@ -56,6 +51,10 @@ pub struct MountFs {
     /// Inodes without a name that the kernel still knows, of the present view.
     orphans: Mutex<FxHashSet<u64>>,
     tails: Mutex<FxHashMap<u64, Tail>>,
+    /// Access times of the present view that are not in the tree yet.
+    atimes: Mutex<FxHashMap<u64, fs::Time>>,
+    drain: Drain,
+    reaper: Reaper,
     /// One writer an inode.
     stripes: Vec<Mutex<()>>,
     notifier: OnceLock<Notifier>,
@@ -134,13 +133,16 @@ impl MountFs {
             views: RwLock::new(Views::new(fixed)),
             orphans: Mutex::default(),
             tails: Mutex::default(),
+            atimes: Mutex::default(),
+            drain: Drain::default(),
+            reaper: Reaper::default(),
             stripes: (0..64).map(|_| Mutex::new(())).collect(),
             notifier: OnceLock::new(),
             negotiated: OnceLock::new(),
             requests: AtomicU64::new(0),
             switching: Mutex::new(()),
         };
-        if fixed.is_none() {
+        if !fs.read_only {
             fs.reap_all()?;
         }
         Ok(Arc::new(fs))
@@ -167,10 +169,14 @@ impl MountFs {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Gives it the way to notify the kernel.
-    pub fn set_notifier(&self, n: Notifier) {
+    /// Gives it the way to notify the kernel, and begins its background work.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn begin_service(self: &Arc<Self>, n: Notifier) -> std::io::Result<()> {
         // Set once, by the one that mounts.
         let _ = self.notifier.set(n);
+        self.reaper.start(self)
     }
 
     /// View and inode of a node id.
@@ -203,11 +209,16 @@ impl MountFs {
     }
 
     fn is_present(&self, view: &View) -> bool {
-        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        views.present().id == view.id
+        self.present().id == view.id
     }
 
-    /// Runs `f` in a batch on the head, if the node belongs to the present view.
+    fn present(&self) -> Arc<View> {
+        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(views.present())
+    }
+
+    /// Runs `f` in a batch on the head, if the node belongs to the present view. Never call it with the gate held: it may
+    /// commit.
     fn change<T>(
         &self,
         nodeid: u64,
@@ -217,7 +228,16 @@ impl MountFs {
         if self.read_only {
             return Err(Errno(libc::EROFS));
         }
-        let mut txn = self.begin(frees)?;
+        self.batch(self.begin(frees)?, nodeid, f)
+    }
+
+    /// Runs `f` in a batch that was begun.
+    fn batch<T>(
+        &self,
+        mut txn: Txn<'_>,
+        nodeid: u64,
+        f: impl FnOnce(&mut Txn<'_>, &Arc<View>, u64) -> Result<T, FsError>,
+    ) -> Result<T, Errno> {
         // Under the store's lock a rollback is either past or yet to come.
         let (view, ino) = self.node(nodeid)?;
         if view.fixed().is_some() {
@@ -228,13 +248,36 @@ impl MountFs {
         Ok(value)
     }
 
-    /// Begins a batch; short of space, only one that frees something.
-    fn begin(&self, frees: bool) -> Result<Txn<'_>, Errno> {
+    /// As [`MountFs::change`] for something that needs space, without a commit.
+    fn change_at_once<T>(
+        &self,
+        nodeid: u64,
+        f: impl FnOnce(&mut Txn<'_>, &Arc<View>, u64) -> Result<T, FsError>,
+    ) -> Result<T, Errno> {
         let txn = self.store.begin(&self.name)?;
-        if !frees && txn.is_tight() {
+        if txn.is_tight() {
             return Err(Errno(libc::ENOSPC));
         }
-        Ok(txn)
+        self.batch(txn, nodeid, f)
+    }
+
+    /// Begins a batch; short of space, only one that frees something. What was deleted comes free with a commit, so one
+    /// is made before the answer is no.
+    fn begin(&self, frees: bool) -> Result<Txn<'_>, Errno> {
+        let enough = |txn: &Txn<'_>| frees || !txn.is_tight();
+        match self.store.begin(&self.name) {
+            Ok(txn) if enough(&txn) => return Ok(txn),
+            Ok(_) | Err(StoreError::NoSpace) => {}
+            Err(e) => return Err(e.into()),
+        }
+        step_aside();
+        self.store.commit()?;
+        let txn = self.store.begin(&self.name)?;
+        if enough(&txn) {
+            Ok(txn)
+        } else {
+            Err(Errno(libc::ENOSPC))
+        }
     }
 
     /// The inode of a second node of the same request, which must be in the same view.
@@ -242,39 +285,6 @@ impl MountFs {
         match self.node(nodeid) {
             Ok((v, ino)) if v.id == view.id => Ok(ino),
             _ => Err(FsError::Errno(libc::ESTALE)),
-        }
-    }
-
-    /// Removes an inode without a name that nobody knows any more.
-    fn reap(&self, ino: u64) -> Result<(), FsError> {
-        loop {
-            let mut txn = self.store.begin(&self.name)?;
-            let gone = fs::data::reap(&mut txn, ino, 1024)?;
-            txn.commit();
-            if gone {
-                lock(&self.tails).remove(&ino);
-                return Ok(());
-            }
-        }
-    }
-
-    /// Removes all inodes without a name that the present view does not know.
-    fn reap_all(&self) -> Result<(), FsError> {
-        loop {
-            let found = fs::data::orphans(&mut self.store.read_head(&self.name)?, 256)?;
-            let known = lock(&self.orphans);
-            let left: Vec<u64> = found
-                .iter()
-                .copied()
-                .filter(|i| !known.contains(i))
-                .collect();
-            drop(known);
-            if left.is_empty() {
-                return Ok(());
-            }
-            for ino in left {
-                self.reap(ino)?;
-            }
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::view::View;
 use super::{MountFs, lock};
-use crate::fuse::Errno;
 use crate::store::{CatalogOp, StoreError};
 
 /// What a rollback leaves behind.
@@ -28,18 +27,6 @@ pub struct RolledBack {
 }
 
 impl MountFs {
-    /// Brings pages that were changed through memory maps to the daemon, so that a checkpoint has them.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub fn sync_kernel(&self) -> std::io::Result<()> {
-        if self.read_only {
-            return Ok(());
-        }
-        let dir = std::fs::File::open(&self.mountpoint)?;
-        crate::fuse::syncfs(&dir)
-    }
-
     /// Rolls the head back to a checkpoint, live.
     ///
     /// # Errors
@@ -54,6 +41,7 @@ impl MountFs {
         self.sync_kernel()
             .map_err(StoreError::io("the mount", "bringing mapped pages back"))?;
         let mut before: Option<Arc<View>> = None;
+        // What belongs to the old state goes under the store's lock, before anything of the new one can come.
         let (_, seq) = self.store.change(
             |catalog| {
                 let head = catalog.heads.get(&self.name).ok_or_else(|| {
@@ -82,10 +70,11 @@ impl MountFs {
                 let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
                 before = Some(views.begin(*old_root));
                 *pins.entry(*old_root).or_insert(0) += 1;
+                lock(&self.tails).clear();
+                lock(&self.orphans).clear();
+                lock(&self.atimes).clear();
             },
         )?;
-        lock(&self.tails).clear();
-        lock(&self.orphans).clear();
         self.invalidate();
         let elapsed_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Some(v) = before {
@@ -154,19 +143,10 @@ impl MountFs {
             self.drop_if_unused(&view);
         } else if last {
             self.drop_tail(ino);
-            if lock(&self.orphans).remove(&ino)
-                && let Err(e) = self.reap_present(&view, ino)
-            {
-                tracing::error!(ino, error = e.0, "a deleted file could not be removed yet");
+            if lock(&self.orphans).remove(&ino) {
+                self.reap_soon(&view, ino);
             }
         }
-    }
-
-    fn reap_present(&self, view: &View, ino: u64) -> Result<(), Errno> {
-        if self.is_present(view) {
-            self.reap(ino)?;
-        }
-        Ok(())
     }
 
     /// Lets an old view's tree go when the kernel has forgotten all of it.
@@ -203,6 +183,10 @@ impl MountFs {
             self.store.unpin_root(root);
         }
         lock(&self.orphans).clear();
+        self.reaper.stop();
+        if let Err(e) = self.keep_atimes() {
+            tracing::warn!(error = e.0, "the last access times were not kept");
+        }
         if !self.read_only
             && let Err(e) = self.reap_all()
         {

@@ -1,0 +1,176 @@
+//! Bringing pages that were changed through memory maps to the daemon, so that a checkpoint has them.
+//!
+//! syncfs(2) on a FUSE mount only starts the write-back: the kernel sends the pages as requests of the background kind and
+//! does not wait (SB_I_NO_DATA_INTEGRITY, and before it temporary pages). So the daemon makes a barrier of its own: it reads
+//! from a file that only it can look up. That read is of the background kind as well, these are sent in order, and when
+//! it arrives every page that syncfs sent has arrived before it. Pages that could not be sent, as they were under write-back
+//! already or the queue was full, come with another round.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
+use super::{MountFs, lock};
+use crate::fuse::{Attr, CONGESTION, Entry, Errno, Op, Reply, Request, WRITE_CACHE};
+
+/// Node ids of the barrier files: no view has this bit.
+const BARRIER: u64 = 1 << 63;
+/// Name of a barrier file, before its number.
+const PREFIX: &str = ".cowfs.barrier.";
+/// Rounds at most, for maps that are stored to all the time.
+const ROUNDS: usize = 64;
+
+/// Writes from memory maps that have arrived and are not answered yet, in two groups: those that arrived before the last
+/// turn, and those after.
+#[derive(Debug, Default)]
+pub(super) struct Drain {
+    one: Mutex<()>,
+    /// The thread that drains; requests carry a thread's number.
+    caller: AtomicU32,
+    serial: AtomicU64,
+    turn: AtomicUsize,
+    open: Mutex<[usize; 2]>,
+    less: Condvar,
+    arrived: AtomicU64,
+    /// Errno of the last one that failed though its view is the present one.
+    failed: AtomicI32,
+}
+
+impl Drain {
+    /// Notes a request that was read; its mark is for [`Drain::finished`].
+    pub fn arrived(&self, req: &Request<'_>) -> usize {
+        let Op::Write { write_flags, .. } = req.op else {
+            return 0;
+        };
+        if write_flags & WRITE_CACHE == 0 {
+            return 0;
+        }
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+        let turn = self.turn.load(Ordering::Relaxed) & 1;
+        lock(&self.open)[turn] += 1;
+        turn + 1
+    }
+
+    /// The request of this mark is answered.
+    pub fn finished(&self, mark: usize) {
+        if let Some(turn) = mark.checked_sub(1) {
+            lock(&self.open)[turn & 1] -= 1;
+            self.less.notify_all();
+        }
+    }
+
+    /// Notes that one failed for another reason than a rollback.
+    pub fn fail(&self, errno: i32) {
+        self.failed.store(errno, Ordering::Relaxed);
+    }
+
+    /// Waits for all that have arrived so far.
+    fn settle(&self) {
+        let before = self.turn.fetch_add(1, Ordering::Relaxed) & 1;
+        let mut open = lock(&self.open);
+        while open[before] > 0 {
+            open = self.less.wait(open).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Answers a request about a barrier file; `None` if it is about something else.
+pub(super) fn answer(
+    drain: &Drain,
+    req: &Request<'_>,
+    reply: &mut Reply,
+) -> Option<Result<(), Errno>> {
+    let ours = |name: &[u8]| {
+        req.nodeid == 1
+            && name.starts_with(PREFIX.as_bytes())
+            && req.pid == drain.caller.load(Ordering::Relaxed)
+    };
+    let attr = |nodeid: u64| Attr {
+        ino: nodeid,
+        size: 1,
+        mode: libc::S_IFREG | 0o400,
+        nlink: 1,
+        ..Attr::default()
+    };
+    match req.op {
+        Op::Lookup { name } if ours(name) => {
+            let number = std::str::from_utf8(&name[PREFIX.len()..])
+                .ok()
+                .and_then(|n| n.parse::<u64>().ok())?;
+            let nodeid = BARRIER | number;
+            reply.entry(&Entry {
+                nodeid,
+                attr: attr(nodeid),
+                entry_valid: Duration::ZERO,
+                attr_valid: Duration::from_secs(60),
+            });
+            Some(Ok(()))
+        }
+        _ if req.nodeid & BARRIER == 0 => None,
+        Op::Getattr => {
+            reply.attr(&attr(req.nodeid), Duration::from_secs(60));
+            Some(Ok(()))
+        }
+        Op::Read { .. } => {
+            reply.bytes(b"|");
+            Some(Ok(()))
+        }
+        // As for all files: no message is needed.
+        Op::Open { .. } | Op::Flush => Some(Err(Errno(libc::ENOSYS))),
+        Op::Release => Some(Ok(())),
+        _ => Some(Err(Errno(libc::EACCES))),
+    }
+}
+
+impl MountFs {
+    /// Brings pages that were changed through memory maps to the daemon. Costs a few system calls if there are none.
+    ///
+    /// # Errors
+    /// What the mount says, or the error of a page that could not be taken.
+    pub fn sync_kernel(&self) -> io::Result<()> {
+        // Without a notifier there is no kernel to ask.
+        if self.read_only || self.notifier.get().is_none() {
+            return Ok(());
+        }
+        let drain = &self.drain;
+        let _one = lock(&drain.one);
+        let me = u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
+        drain.caller.store(me, Ordering::Relaxed);
+        drain.failed.store(0, Ordering::Relaxed);
+        for round in 0..ROUNDS {
+            // Pages that are under write-back now would be passed over, though they may be dirty again.
+            drain.settle();
+            let before = drain.arrived.load(Ordering::Relaxed);
+            let dir = File::open(&self.mountpoint)?;
+            // An error is that of any page since the last call, also of a view that is closed: ours are counted.
+            let _ = crate::fuse::syncfs(&dir);
+            self.barrier(&dir)?;
+            drain.settle();
+            let came = drain.arrived.load(Ordering::Relaxed) - before;
+            if came == 0 || round > 0 && came < u64::from(CONGESTION) {
+                break;
+            }
+        }
+        match drain.failed.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            e => Err(io::Error::from_raw_os_error(e)),
+        }
+    }
+
+    fn barrier(&self, dir: &File) -> io::Result<()> {
+        let n = self.drain.serial.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{n}");
+        let fd = openat(
+            dir,
+            name.as_str(),
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        File::from(fd).read_exact(&mut [0; 1])
+    }
+}
