@@ -1,5 +1,7 @@
 //! cowfs, by its command line.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -98,6 +100,62 @@ impl Cowfs {
             inside: answer.elapsed_us,
             outside: took.as_secs_f64() * 1e6,
         })
+    }
+
+    /// Asks the daemon for a checkpoint as the command does, without starting a command: the round trip over its socket,
+    /// microseconds.
+    pub fn checkpoint_by_socket(&self, name: &str) -> Result<f64> {
+        let socket = self.store().join("control.sock");
+        let request = serde_json::json!({
+            "request": "checkpoint", "head": "main", "name": name, "tags": {}, "wait": false,
+        });
+        let start = Instant::now();
+        let mut stream = UnixStream::connect(&socket)
+            .with_context(|| format!("connecting to {}", socket.display()))?;
+        stream
+            .write_all(format!("{request}\n").as_bytes())
+            .context("asking the daemon")?;
+        let mut text = String::new();
+        BufReader::new(&stream)
+            .read_line(&mut text)
+            .context("the daemon's answer")?;
+        let took = start.elapsed();
+        let _: Answer =
+            serde_json::from_str(&text).with_context(|| format!("the daemon's answer: {text}"))?;
+        Ok(took.as_secs_f64() * 1e6)
+    }
+
+    /// How long mounting takes: after a clean end, and after the daemon was killed with a log to replay. Microseconds.
+    pub fn mount_times(&mut self) -> Result<(f64, f64)> {
+        let timed_mount = |fs: &Self| -> Result<f64> {
+            let start = Instant::now();
+            fs.mount()?;
+            std::fs::read_dir(fs.root.join("d0000")).context("reading the tree")?;
+            Ok(start.elapsed().as_secs_f64() * 1e6)
+        };
+        self.unmount()?;
+        let clean = timed_mount(self)?;
+        for i in 0..2_000 {
+            std::fs::write(self.root.join(format!("d0000/late{i}")), [7; 700])
+                .context("writing before the crash")?;
+        }
+        let last = self.root.join("d0000/late1999");
+        std::fs::File::open(last)
+            .and_then(|f| f.sync_all())
+            .context("syncing before the crash")?;
+        for pid in self.pids() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
+                .context("killing the daemon")?;
+        }
+        unmount_by_force(&self.root);
+        while !self.pids().is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let crashed = timed_mount(self)?;
+        if !self.root.join("d0000/late1999").exists() {
+            bail!("what was synced before the crash is gone");
+        }
+        Ok((clean, crashed))
     }
 
     /// What starting the command alone takes, microseconds: a share of every whole call.

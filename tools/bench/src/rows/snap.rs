@@ -6,7 +6,7 @@ use super::snap_peers::{CALL, Figures, Snapshots, all};
 use super::{label, say};
 use crate::cli::Plan;
 use crate::results::{Goal, Results, Row, Unit};
-use crate::run::{Holder, Placement, check_interrupted, client, place, settle};
+use crate::run::{Holder, Placement, check_interrupted, client, command, place, settle, timed};
 
 /// Files changed before every checkpoint and rollback.
 const CHANGED: u64 = 100;
@@ -14,8 +14,11 @@ const CHANGED: u64 = 100;
 const CHECKPOINT_US: f64 = 1000.0;
 const ROLLBACK_US: f64 = 5000.0;
 const MEMORY: f64 = 200e6;
-/// Row of the command's own start.
+/// Rows of the command's own start, and of the smallest program's.
 const SPAWN: &str = "spawn";
+const SPAWN_TRUE: &str = "spawn_true";
+/// What mounting may take, microseconds.
+const MOUNT_US: f64 = 1.2e6;
 
 /// Row of a figure at a number of files.
 pub fn id(what: &str, files: u64) -> String {
@@ -37,6 +40,11 @@ pub fn rows(plan: &Plan) -> Vec<Row> {
     let (checkpoint, rollback) = (Some(CHECKPOINT_US), Some(ROLLBACK_US));
     let kinds = [
         ("checkpoint", "checkpoint, in the daemon", checkpoint),
+        (
+            "checkpoint_socket",
+            "checkpoint, asked and answered over the socket",
+            checkpoint,
+        ),
         ("checkpoint_call", "checkpoint, whole call", checkpoint),
         (
             "checkpoint_clean_call",
@@ -78,6 +86,25 @@ pub fn rows(plan: &Plan) -> Vec<Row> {
     }
     let spawn = "(starting the cowfs command alone, --version)";
     rows.push(Row::new(SPAWN, spawn, Unit::Micros, vec![]));
+    let spawn = "(starting /bin/true: what no command can be below)";
+    rows.push(Row::new(SPAWN_TRUE, spawn, Unit::Micros, vec![]));
+    for (what, title) in [
+        ("mount", "mounting, after a clean end"),
+        (
+            "mount_crash",
+            "mounting, after kill -9 with a log to replay",
+        ),
+    ] {
+        for &files in &plan.counts {
+            let goals = vec![Goal::AtMost(MOUNT_US)];
+            rows.push(Row::new(
+                id(what, files),
+                format!("{title}, {} files", short(files)),
+                Unit::Micros,
+                goals,
+            ));
+        }
+    }
     for &files in &plan.counts {
         let goals = vec![Goal::AtMost(MEMORY)];
         rows.push(Row::new(
@@ -97,6 +124,9 @@ pub fn run(plan: &Plan, results: &mut Results) -> Result<()> {
         if ![
             "checkpoint",
             "checkpoint_call",
+            "checkpoint_socket",
+            "mount",
+            "mount_crash",
             "first_checkpoint_call",
             "rollback",
             "rollback_held_call",
@@ -134,6 +164,22 @@ pub fn run(plan: &Plan, results: &mut Results) -> Result<()> {
                         }
                         check_interrupted()?;
                     }
+                }
+            }
+        }
+        for s in &mut ready {
+            for placement in &plan.placements {
+                place(*placement, &s.pids())?;
+                match s.mount_times() {
+                    Some(Ok((clean, crashed))) => {
+                        let system = s.name();
+                        results.add(*placement, &id("mount", files), system, clean);
+                        results.add(*placement, &id("mount_crash", files), system, crashed);
+                    }
+                    Some(Err(e)) => {
+                        results.miss(s.name(), &label(&id("mount", files), *placement), &e);
+                    }
+                    None => {}
                 }
             }
         }
@@ -195,6 +241,10 @@ fn one_round(
         }
     };
     let tree = s.tree();
+    client("change", &tree, &[files, CHANGED, seed + 3])?;
+    if let Some(us) = s.checkpoint_by_socket(&format!("{name}.socket")) {
+        note("checkpoint_socket", vec![("", us?)]);
+    }
     client("change", &tree, &[files, CHANGED, seed])?;
     let figures = s.checkpoint(&name)?;
     note("checkpoint", figures);
@@ -211,6 +261,8 @@ fn one_round(
     }
     if let Some(us) = s.spawn_us() {
         results.add(placement, SPAWN, system, us);
+        let least = timed(command::<&str>("/bin/true", &[]))?;
+        results.add(placement, SPAWN_TRUE, system, least.as_secs_f64() * 1e6);
     }
     if let Some(bytes) = s.rss() {
         results.add(placement, &id("rss", files), system, bytes);

@@ -44,6 +44,14 @@ pub trait Snapshots {
     fn rss(&self) -> Option<f64> {
         None
     }
+    /// A checkpoint without starting a command, if there is a daemon to ask; microseconds.
+    fn checkpoint_by_socket(&mut self, _name: &str) -> Option<Result<f64>> {
+        None
+    }
+    /// Mounting after a clean end and after a crash, if that is to be measured; microseconds.
+    fn mount_times(&mut self) -> Option<Result<(f64, f64)>> {
+        None
+    }
     /// Daemons.
     fn pids(&self) -> Vec<i32> {
         Vec::new()
@@ -91,6 +99,14 @@ impl Snapshots for Cowfs {
 
     fn rss(&self) -> Option<f64> {
         Cowfs::rss(self).ok()
+    }
+
+    fn checkpoint_by_socket(&mut self, name: &str) -> Option<Result<f64>> {
+        Some(Cowfs::checkpoint_by_socket(self, name))
+    }
+
+    fn mount_times(&mut self) -> Option<Result<(f64, f64)>> {
+        Some(Cowfs::mount_times(self))
     }
 
     fn pids(&self) -> Vec<i32> {
