@@ -138,7 +138,12 @@ pub fn check<K: Kv + ?Sized>(
                     ));
                 }
             }
-            key::ORPHAN if ino == 0 => orphans.extend(key::orphan_ino(k)),
+            key::ORPHAN if ino == 0 => match key::orphan_ino(k) {
+                Some(o) => {
+                    orphans.insert(o);
+                }
+                None => r.problem("a record of an inode without links makes no sense".into()),
+            },
             key::XATTR | key::SYMLINK => {
                 if ino != file.0 || rest.is_empty() {
                     r.problem(format!("inode {ino}: an attribute without an inode"));

@@ -101,7 +101,7 @@ impl Store {
     /// Data records for the chunk, or nothing after a sync of the segments.
     fn embed_or_sync(&self, data: &[(u32, u64, u32)]) -> Result<Vec<u8>, StoreError> {
         let bytes: u64 = data.iter().map(|d| u64::from(d.2)).sum();
-        if bytes > EMBED_BYTES || data.len() > EMBED_PIECES {
+        if bytes > EMBED_BYTES || data.len() > EMBED_PIECES || self.segments.is_crowded() {
             self.segments.sync()?;
             return Ok(Vec::new());
         }
@@ -143,7 +143,7 @@ impl Store {
             Some(chain) => chain,
             None => {
                 let chain = state.log.chain();
-                state.log.switch()?;
+                state.log.switch();
                 state.switched = Some(chain);
                 chain
             }
@@ -298,7 +298,7 @@ impl Store {
         fault::point("commit:pages");
         write(blob, blob_page)?;
         self.segments.sync()?;
-        file.sync().map_err(StoreError::io(pages::FILE, "syncing"))
+        file.sync().map_err(StoreError::sync(pages::FILE))
     }
 
     /// Replays the log after opening, and commits what it brought.

@@ -36,6 +36,8 @@ const BLOCK: u64 = 4096;
 /// The log grows in steps of this many bytes, written as zeros, so that later chunks overwrite blocks that exist
 /// and their sync needs no journal commit of the host filesystem.
 const GROW: u64 = 1 << 20;
+/// A file that grew beyond this is cut back when the log switches to it.
+const KEEP: u64 = 64 << 20;
 /// Bytes that each file has at least.
 const ROOM: u64 = 2 << 20;
 /// Largest payload that replay accepts.
@@ -155,28 +157,21 @@ impl Log {
         }
         file.write_at(&chunk, self.pos)
             .map_err(StoreError::io(name, "writing"))?;
-        file.sync().map_err(StoreError::io(name, "syncing"))?;
+        file.sync().map_err(StoreError::sync(name))?;
         self.pos = end;
         self.chain = sum;
         Ok(())
     }
 
-    /// Goes on in the other file.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub fn switch(&mut self) -> Result<(), StoreError> {
-        self.active ^= 1;
-        self.pos = 0;
-        // A log that grew very large once need not stay so.
-        let keep = 64 << 20;
-        if self.written[self.active] > keep {
-            self.files[self.active]
-                .set_len(keep)
-                .map_err(StoreError::io(FILES[self.active], "shrinking"))?;
-            self.written[self.active] = keep;
+    /// Goes on in the other file, whose chunks must not be needed any more.
+    pub fn switch(&mut self) {
+        let other = self.active ^ 1;
+        // A log that grew very large once need not stay so. If the host will not shrink it, it only keeps the space.
+        if self.written[other] > KEEP && self.files[other].set_len(KEEP).is_ok() {
+            self.written[other] = KEEP;
         }
-        Ok(())
+        self.active = other;
+        self.pos = 0;
     }
 }
 

@@ -196,6 +196,6 @@ impl Superblock {
     pub fn store(&self, file: &dyn DiskFile) -> Result<(), StoreError> {
         file.write_at(&self.encode(), (self.commit % 2) * SLOT)
             .map_err(StoreError::io(FILE, "writing"))?;
-        file.sync().map_err(StoreError::io(FILE, "syncing"))
+        file.sync().map_err(StoreError::sync(FILE))
     }
 }

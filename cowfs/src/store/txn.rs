@@ -129,6 +129,11 @@ impl<'a> Txn<'a> {
     pub fn commit(mut self) -> u64 {
         self.done = true;
         let core = &mut *self.core;
+        if let Some(h) = core.catalog.heads.get_mut(&self.head) {
+            // Even when nothing changed: the root page may have been copied, and its old place given up.
+            h.root = self.root;
+            h.next_ino = self.next_ino;
+        }
         if self.undo.is_empty() {
             core.log_buf.truncate(self.start);
             return core.seq;
@@ -137,10 +142,6 @@ impl<'a> Txn<'a> {
         let len = u32::try_from(core.log_buf.len() - self.start - 4).unwrap_or(0);
         core.log_buf[self.start..self.start + 4].copy_from_slice(&len.to_le_bytes());
         core.log_buf[self.start + 5..self.start + 13].copy_from_slice(&core.seq.to_le_bytes());
-        if let Some(h) = core.catalog.heads.get_mut(&self.head) {
-            h.root = self.root;
-            h.next_ino = self.next_ino;
-        }
         for d in self.data.drain(..) {
             core.unsynced_bytes += u64::from(d.2);
             core.unsynced.push(d);
