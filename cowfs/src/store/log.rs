@@ -75,11 +75,16 @@ fn chunk_sum(header: &[u8], payload: &[u8]) -> [u8; 16] {
 }
 
 impl Log {
-    /// Opens both files (made when missing), to write at the start of `active`.
+    /// Opens both files (made when missing), to write at `pos` of `active`.
     ///
     /// # Errors
     /// What the host says.
-    pub fn open(disk: &dyn Disk, active: usize, chain: [u8; 16]) -> Result<Self, StoreError> {
+    pub fn open(
+        disk: &dyn Disk,
+        active: usize,
+        pos: u64,
+        chain: [u8; 16],
+    ) -> Result<Self, StoreError> {
         let open = |i: usize| {
             disk.open(FILES[i], true)
                 .map_err(StoreError::io(FILES[i], "opening"))
@@ -101,7 +106,7 @@ impl Log {
             files,
             written,
             active,
-            pos: 0,
+            pos,
             chain,
         })
     }
@@ -125,14 +130,14 @@ impl Log {
     /// and the same chunk may be tried again.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says; [`StoreError::NoSpace`] also when the chunk is larger than a log may have.
     pub fn append(&mut self, first: u64, last: u64, payload: &[&[u8]]) -> Result<(), StoreError> {
         let name = FILES[self.active];
         let len: usize = payload.iter().map(|p| p.len()).sum();
         let len32 = u32::try_from(len)
             .ok()
             .filter(|_| len <= MAX_PAYLOAD)
-            .ok_or_else(|| StoreError::Refused("a log chunk grew too large".into()))?;
+            .ok_or(StoreError::NoSpace)?;
         let mut chunk = Vec::with_capacity(HEADER + len);
         chunk.extend_from_slice(MAGIC);
         chunk.extend_from_slice(&len32.to_le_bytes());
@@ -186,7 +191,14 @@ pub struct ReplayEnd {
     pub chunks: u64,
     /// File that the last chunk was in.
     pub file: usize,
+    /// Where the next one would be in it.
+    pub pos: u64,
+    /// Checksum of the last whole chunk in the first file (or what replay began with).
+    pub first_chain: [u8; 16],
 }
+
+/// What a replay hands each chunk to: the number of its last record, and its payload.
+pub type OnChunk<'a> = dyn FnMut(u64, &[u8]) -> Result<(), StoreError> + 'a;
 
 /// Reads the chunks that follow `chain`, first in file `start`, then in the other, and hands the last record number and
 /// the payload of each to `f`.
@@ -198,13 +210,15 @@ pub fn replay(
     start: usize,
     chain: [u8; 16],
     last_seq: u64,
-    f: &mut dyn FnMut(u64, &[u8]) -> Result<(), StoreError>,
+    f: &mut OnChunk<'_>,
 ) -> Result<ReplayEnd, StoreError> {
     let mut end = ReplayEnd {
         chain,
         last_seq,
         chunks: 0,
         file: start,
+        pos: 0,
+        first_chain: chain,
     };
     for index in [start, start ^ 1] {
         let Ok(file) = disk.open(FILES[index], false) else {
@@ -235,6 +249,10 @@ pub fn replay(
             end.file = index;
             found = true;
             pos += (HEADER as u64 + payload_len as u64).next_multiple_of(BLOCK);
+            end.pos = pos;
+            if index == start {
+                end.first_chain = end.chain;
+            }
         }
         // An empty first file may still be followed by nothing only: the second continues the first's chain.
         if !found && index != start {

@@ -17,6 +17,8 @@ pub const SEGMENT_BYTES: u64 = 1 << 30;
 pub const BLOCK: u64 = 4096;
 /// Freed ranges kept for reuse at most; more are punched.
 const POOL_MAX: usize = 64 * 1024;
+/// With less left in a segment the next one is made.
+const AHEAD: u64 = 256 << 20;
 /// Ranges that wait for a sync at most, more or less (see [`Segments::is_crowded`]).
 const RANGES_MAX: usize = 32 * 1024;
 /// Segment files kept open.
@@ -46,6 +48,8 @@ struct State {
     pool: BTreeMap<(u32, u64), u64>,
     pool_bytes: u64,
     hold: bool,
+    /// A segment made ahead, for the large stream to go on in.
+    next: Option<u32>,
     open: HashMap<u32, Arc<dyn DiskFile>>,
     dirty: BTreeMap<u32, Ranges>,
     /// Number of ranges in all of `dirty`.
@@ -133,6 +137,7 @@ impl Segments {
                 pool: BTreeMap::new(),
                 pool_bytes: 0,
                 hold: false,
+                next: None,
                 open: HashMap::new(),
                 dirty: BTreeMap::new(),
                 dirty_ranges: 0,
@@ -181,8 +186,21 @@ impl Segments {
         Ok(f)
     }
 
+    /// A segment for the large stream.
     fn new_segment(&self, s: &mut State) -> Result<u32, StoreError> {
+        if let Some(n) = s.next.take() {
+            return Ok(n);
+        }
         let n = s.next_segment;
+        s.next_segment = n
+            .checked_add(1)
+            .ok_or_else(|| StoreError::Refused("out of segment numbers".into()))?;
+        let f = self.make(n)?;
+        s.open.insert(n, f);
+        Ok(n)
+    }
+
+    fn make(&self, n: u32) -> Result<Arc<dyn DiskFile>, StoreError> {
         let name = file_name(n);
         let f = self
             .disk
@@ -190,12 +208,30 @@ impl Segments {
             .map_err(StoreError::io(&name, "creating"))?;
         self.disk
             .sync_dir("data")
-            .map_err(StoreError::io("data", "syncing"))?;
-        s.next_segment = n
-            .checked_add(1)
-            .ok_or_else(|| StoreError::Refused("out of segment numbers".into()))?;
-        s.open.insert(n, f);
-        Ok(n)
+            .map_err(StoreError::sync("data"))?;
+        Ok(f)
+    }
+
+    /// Makes the next segment when the present one is nearly full, so that no writer waits for the host to do it.
+    /// A failure shows when the segment is needed.
+    pub fn make_next(&self) {
+        let (n, epoch) = {
+            let mut s = self.state();
+            let near = s.large.end > 0 && s.large.end - s.large.next < AHEAD;
+            if !near || s.next.is_some() || s.hold || s.next_segment == u32::MAX {
+                return;
+            }
+            s.next_segment += 1;
+            (s.next_segment - 1, self.epoch())
+        };
+        if let Ok(f) = self.make(n) {
+            let mut s = self.state();
+            // A collection that began meanwhile may take the file for an old one, and remove it.
+            if epoch == self.epoch() {
+                s.open.insert(n, f);
+                s.next = Some(n);
+            }
+        }
     }
 
     /// Finds room for `len` bytes (at most a segment); the caller writes there and then refers to it.
@@ -417,6 +453,9 @@ impl Segments {
             let large = (s.large.segment, s.large.next, s.large.end);
             if large.2 > 0 {
                 ends.insert(large.0, large.1);
+            }
+            if let Some(n) = s.next {
+                ends.insert(n, 0);
             }
             ends.insert(u32::MAX, u64::from(s.next_segment));
         }
