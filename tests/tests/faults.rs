@@ -98,11 +98,11 @@ fn a_log_that_cannot_shrink_goes_on() {
     for i in 0..2 {
         log.append(i, i, &[&big]).expect("room");
     }
-    log.switch();
+    log.switch().expect("it works");
     assert_eq!((log.active(), log.used()), (1, 0));
     log.append(2, 2, &[b"x"]).expect("room");
     disk.fail_next("log.0", What::Shape, libc::EIO);
-    log.switch();
+    log.switch().expect("only the space is kept");
     assert_eq!((log.active(), log.used()), (0, 0));
     log.append(3, 3, &[b"y"]).expect("room");
     assert!(disk.has_failed());
@@ -113,6 +113,42 @@ fn a_log_that_cannot_shrink_goes_on() {
             .expect("a length")
             > 64 << 20
     );
+}
+
+#[test]
+fn a_chunk_in_doubt_does_not_hide_later_ones() {
+    for variant in 0..8 {
+        let (disk, store) = new_store();
+        for _ in 0..variant {
+            disk.sync_dir("")
+                .expect("only to vary what a failed sync leaves");
+        }
+        let mut d = Driver::new(&store, "main");
+        d.create(1, "first").expect("room");
+        disk.fail_next("log.", What::Sync, libc::EIO);
+        assert!(store.sync().is_err());
+        // More than the log has room for, so that the chunk is not written over, but taken along by a commit; which fails.
+        let mut txn = store.begin("main").expect("a batch");
+        for ino in 100..4000u64 {
+            txn.put(&key::inode(ino), &[7; 1000]).expect("room");
+        }
+        for ino in 100..4000u64 {
+            txn.del(&key::inode(ino)).expect("room");
+        }
+        txn.commit();
+        disk.set_capacity(Some(disk.used_blocks()));
+        disk.fail_next("meta", What::Sync, libc::EIO);
+        assert!(store.sync().is_err());
+        assert!(disk.has_failed());
+        disk.set_capacity(None);
+        d.create(1, "last").expect("room");
+        store.sync().expect("the disk works again");
+        let want = dump(&store, head_root(&store, "main"));
+        cuts(&disk, |copy| {
+            let store = open(copy);
+            assert!(dump(&store, head_root(&store, "main")) == want);
+        });
+    }
 }
 
 #[test]

@@ -59,40 +59,39 @@ impl Store {
     fn background(self: &Arc<Self>) {
         let mut last_flush = Instant::now();
         loop {
-            let (stop, commit, gc) = {
-                let mut w = self
-                    .wanted
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
-                while !(w.flush || w.commit || w.gc || w.stop) && last_flush.elapsed() < FLUSH_EVERY
-                {
+            let (got, due) = {
+                let mut w = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+                loop {
+                    let due = w.flush || w.commit || w.gc || last_flush.elapsed() >= FLUSH_EVERY;
+                    if due || w.stop || w.grow {
+                        break (std::mem::take(&mut *w), due);
+                    }
                     let left = FLUSH_EVERY.saturating_sub(last_flush.elapsed());
                     w = self
                         .wake
                         .wait_timeout(w, left)
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .unwrap_or_else(PoisonError::into_inner)
                         .0;
                 }
-                let got = (w.stop, w.commit, w.gc);
-                w.flush = false;
-                w.commit = false;
-                w.gc = false;
-                got
             };
-            if stop {
+            if got.stop {
                 return;
             }
+            self.grow_ahead();
+            if !due {
+                continue;
+            }
             last_flush = Instant::now();
+            self.no_room.store(false, Ordering::Relaxed);
             if let Err(e) = self.flush_all() {
                 tracing::error!(error = %e, "flush failed; it will be tried again");
             }
-            self.grow_ahead();
-            if (commit || self.commit_is_due())
+            if (got.commit || self.commit_is_due())
                 && let Err(e) = self.commit()
             {
                 tracing::error!(error = %e, "commit failed; it will be tried again");
             }
-            if gc || (self.gc_backoff.may_go() && self.gc_is_due()) {
+            if got.gc || (self.gc_backoff.may_go() && self.gc_is_due()) {
                 self.spawn_gc();
             }
         }
@@ -109,9 +108,10 @@ impl Store {
         drop(core);
         // Reserving twice does no harm, should a batch do the same meanwhile.
         let grow = GROW_AT * PAGE_SIZE as u64;
-        if file.allocate(from * PAGE_SIZE as u64, grow).is_ok()
-            && let Ok(mut core) = self.core()
-        {
+        if file.allocate(from * PAGE_SIZE as u64, grow).is_err() {
+            // Batches will find out, or the host has room again by then.
+            self.no_room.store(true, Ordering::Relaxed);
+        } else if let Ok(mut core) = self.core() {
             core.pages.grown(from + GROW_AT);
         }
     }

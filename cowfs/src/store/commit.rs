@@ -81,7 +81,7 @@ impl Store {
             Some(chain) => chain,
             None => {
                 let chain = state.log.chain();
-                state.log.switch();
+                state.log.switch()?;
                 state.switched = Some(chain);
                 chain
             }
@@ -185,13 +185,14 @@ impl Store {
         state: &mut MutexGuard<'_, FlushState>,
         full: bool,
     ) -> Result<Snapshot, StoreError> {
+        let pool = self.segments.pool_bytes();
         let mut guard = self.core()?;
         let core = &mut *guard;
         let mut catalog = core.catalog.clone();
         let data_freed = std::mem::take(&mut core.freed);
         catalog.garbage_pages = core.pages.garbage;
         // What is freed for reuse now is forgotten if the store is closed after this commit.
-        catalog.garbage_bytes = core.garbage_bytes + core.freed_bytes + self.segments.pool_bytes();
+        catalog.garbage_bytes = core.garbage_bytes + core.freed_bytes + pool;
         core.freed_bytes = 0;
         let (pages, freed) = core.pages.begin_commit();
         let unsynced = std::mem::take(&mut core.unsynced);

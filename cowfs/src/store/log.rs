@@ -63,6 +63,8 @@ pub struct Log {
     active: usize,
     pos: u64,
     chain: [u8; 16],
+    /// An append failed, but its chunk may be on disk.
+    doubt: bool,
 }
 
 fn chunk_sum(header: &[u8], payload: &[u8]) -> [u8; 16] {
@@ -108,6 +110,7 @@ impl Log {
             active,
             pos,
             chain,
+            doubt: false,
         })
     }
 
@@ -160,16 +163,30 @@ impl Log {
                 .map_err(StoreError::io(name, "growing"))?;
             self.written[self.active] = upto;
         }
+        self.doubt = true;
         file.write_at(&chunk, self.pos)
             .map_err(StoreError::io(name, "writing"))?;
         file.sync().map_err(StoreError::sync(name))?;
+        self.doubt = false;
         self.pos = end;
         self.chain = sum;
         Ok(())
     }
 
     /// Goes on in the other file, whose chunks must not be needed any more.
-    pub fn switch(&mut self) {
+    ///
+    /// # Errors
+    /// What the host says; the file stays the same then.
+    pub fn switch(&mut self) -> Result<(), StoreError> {
+        if self.doubt {
+            // Replay must not find a chunk here that failed: those in the other file follow the one before.
+            let name = FILES[self.active];
+            let file = &self.files[self.active];
+            file.write_at(&[0; BLOCK as usize], self.pos)
+                .map_err(StoreError::io(name, "writing"))?;
+            file.sync().map_err(StoreError::sync(name))?;
+            self.doubt = false;
+        }
         let other = self.active ^ 1;
         // A log that grew very large once need not stay so. If the host will not shrink it, it only keeps the space.
         if self.written[other] > KEEP && self.files[other].set_len(KEEP).is_ok() {
@@ -177,6 +194,7 @@ impl Log {
         }
         self.active = other;
         self.pos = 0;
+        Ok(())
     }
 }
 

@@ -94,6 +94,8 @@ struct Wanted {
     flush: bool,
     commit: bool,
     gc: bool,
+    /// Places in `meta` run low.
+    grow: bool,
     stop: bool,
 }
 
@@ -138,6 +140,8 @@ pub struct Store {
     gc_busy: AtomicBool,
     gc_again: AtomicBool,
     gc_backoff: background::Backoff,
+    /// The host had no room when `meta` was to grow ahead; not tried again for a while.
+    no_room: AtomicBool,
     /// Bytes of records that a flush has taken but not made durable.
     waiting: AtomicU64,
     /// Lock file; held while the store is open.

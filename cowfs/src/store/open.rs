@@ -207,6 +207,7 @@ impl Store {
             gc_busy: AtomicBool::new(false),
             gc_again: AtomicBool::new(false),
             gc_backoff: super::background::Backoff::default(),
+            no_room: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
             disk,
             _lock: lock,

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::MutexGuard;
 
 use super::error::StoreError;
-use super::{Core, Store, log, pages};
+use super::{Core, Ordering, Store, log, pages};
 use crate::fs::{Extent, FsError, Kv};
 use crate::tree::{self, PageId};
 
@@ -153,10 +153,14 @@ impl<'a> Txn<'a> {
         core.garbage_bytes += self.garbage;
         let kick = core.log_buf.len() > 4 << 20
             || core.unsynced.len() > 20_000
-            || core.pages.bitmap.free() < super::background::GROW_AT / 2
             || core.pages.dirty_len() > super::background::DIRTY_PAGES
             || core.freed_bytes > super::background::FREED_BYTES;
         let seq = core.seq;
+        if core.pages.bitmap.free() < super::background::GROW_AT / 2
+            && !self.store.no_room.load(Ordering::Relaxed)
+        {
+            self.store.want(|w| w.grow = true);
+        }
         if kick {
             self.store.want(|w| w.flush = true);
         }
