@@ -112,6 +112,25 @@ struct FileState {
     named: bool,
 }
 
+impl FileState {
+    /// Blocks in use. One that was given back counts until that is durable: it may come back when the power is cut, so
+    /// no host gives it to another file before.
+    fn used(&self) -> u64 {
+        let gives = |c: &Change| matches!(c, Change::Punch(..) | Change::Len(_));
+        let mut n = self.now.blocks.len();
+        if self.pending.iter().any(gives) {
+            let now = &self.now.blocks;
+            n += self
+                .durable
+                .blocks
+                .keys()
+                .filter(|b| !now.contains_key(b))
+                .count();
+        }
+        n as u64
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<String, FileState>,
@@ -193,7 +212,7 @@ impl State {
 
     /// Blocks in use.
     fn used(&self) -> u64 {
-        self.files.values().map(|f| f.now.blocks.len() as u64).sum()
+        self.files.values().map(FileState::used).sum()
     }
 }
 
