@@ -26,6 +26,20 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 impl Driver {
     /// Mounts a head, as far as that goes without a kernel.
     pub fn new(store: &Arc<Store>, head: &str) -> Self {
+        Self::try_new(store, head).expect("a head that is there")
+    }
+
+    /// The same mount, for another thread.
+    pub fn beside(&self) -> Self {
+        Self {
+            fs: Arc::clone(&self.fs),
+            reply: Reply::new(1 << 20),
+            held: Vec::new(),
+        }
+    }
+
+    /// As [`Driver::new`], for a disk that may fail.
+    pub fn try_new(store: &Arc<Store>, head: &str) -> Option<Self> {
         let what = What::Head(head.to_owned());
         let fs = MountFs::new(
             Arc::clone(store),
@@ -34,12 +48,12 @@ impl Driver {
             false,
             Atime::None,
         )
-        .expect("a head that is there");
-        Self {
+        .ok()?;
+        Some(Self {
             fs,
             reply: Reply::new(1 << 20),
             held: Vec::new(),
-        }
+        })
     }
 
     /// Sends a request.

@@ -1,5 +1,6 @@
 //! Power cuts at random points: what comes back is a prefix of what happened, no shorter than the last sync, every
 //! checkpoint that was waited for is intact, and the store is clean. `COWFS_CRASH_POINTS` sets how many.
+//! The same with a disk that fails now and then or is full for a while, and work that goes on all the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ struct Run {
     /// Checkpoints that may be there, with what they show; true if they must be.
     checkpoints: BTreeMap<String, (Dump, bool)>,
     names: u32,
+    /// The disk fails now and then, and is full now and then.
+    faults: bool,
 }
 
 fn paths(d: &Dump) -> Vec<String> {
@@ -130,15 +133,35 @@ impl Run {
         }
         // Reopening has committed what was replayed, or found nothing to replay: it is durable.
         self.history = vec![now.clone()];
-        self.disk.cut_after(self.rng.below(60));
+        if self.faults {
+            self.disk.set_capacity(None);
+            if self.rng.below(2) == 0 {
+                let room = self.rng.below(600);
+                self.disk.set_capacity(Some(self.disk.used_blocks() + room));
+            }
+            let one_in = 3 + self.rng.below(60);
+            let seed = self.rng.next();
+            self.disk
+                .fail_one_in((self.rng.below(4) > 0).then_some(one_in), seed);
+            if self.rng.below(2) == 0 {
+                self.disk.cut_after(self.rng.below(200));
+            }
+        } else {
+            self.disk.cut_after(self.rng.below(60));
+        }
         self.work(&store, now);
         drop(store);
         self.disk.crash(&mut self.rng);
     }
 
     fn work(&mut self, store: &Arc<Store>, mut now: Dump) {
-        let mut d = Driver::new(store, "main");
+        let Some(mut d) = Driver::try_new(store, "main") else {
+            return;
+        };
         for _ in 0..self.rng.below(60) {
+            if self.faults && self.rng.below(30) == 0 {
+                self.disk.set_capacity(None);
+            }
             let ok = match self.rng.below(24) {
                 0 | 1 => match store.sync() {
                     Ok(()) => {
@@ -219,7 +242,7 @@ impl Run {
                     ok
                 }
             };
-            if !ok {
+            if !ok && (!self.faults || store.catalog().is_err()) {
                 return;
             }
         }
@@ -235,6 +258,15 @@ fn points() -> u64 {
 
 #[test]
 fn a_power_cut_leaves_a_prefix() {
+    cut_power(false);
+}
+
+#[test]
+fn a_failing_disk_leaves_a_prefix() {
+    cut_power(true);
+}
+
+fn cut_power(faults: bool) {
     let all = points();
     let mut done = 0;
     let mut seed = std::env::var("COWFS_SEED")
@@ -250,6 +282,7 @@ fn a_power_cut_leaves_a_prefix() {
             history: vec![Dump::new()],
             checkpoints: BTreeMap::new(),
             names: 0,
+            faults,
         };
         {
             let store = Store::open_on(Arc::new(run.disk.clone()), None).expect("it opens");
@@ -274,7 +307,7 @@ fn a_damaged_store_is_named_not_believed() {
     {
         let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
         let mut d = Driver::new(&store, "main");
-        for i in 0..40 {
+        for i in 0..300 {
             let f = d.create(1, &format!("file {i}")).expect("room");
             d.write(f, 0, &vec![7; 3000]).expect("room");
         }
@@ -292,7 +325,7 @@ fn a_damaged_store_is_named_not_believed() {
     for i in 0..400 {
         let copy = disk.copy();
         let (name, len) = &files[i % files.len()];
-        let span = if name == "meta" { 48 << 10 } else { 8192 }.min(*len);
+        let span = if name == "meta" { 80 << 10 } else { 8192 }.min(*len);
         copy.flip(name, rng.below(span), 1 << rng.below(8));
         if i % 7 == 0 {
             copy.truncate(name, rng.below(*len));

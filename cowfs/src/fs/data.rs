@@ -296,7 +296,7 @@ pub fn shift<K: Kv + ?Sized>(
     len: u64,
     collapse: bool,
 ) -> Result<(), FsError> {
-    if at % 4096 != 0 || len % 4096 != 0 || len == 0 {
+    if !at.is_multiple_of(4096) || !len.is_multiple_of(4096) || len == 0 {
         return fail(libc::EINVAL);
     }
     if collapse && at.checked_add(len).is_none_or(|e| e >= inode.size) {
@@ -422,6 +422,11 @@ pub fn reap<K: Kv + ?Sized>(kv: &mut K, ino: u64, max: usize) -> Result<bool, Fs
         kv.del(&key::orphan(ino))?;
         return Ok(true);
     };
+    if inode.nlink > 0 {
+        // The list is wrong (a damaged store): a file that has a name stays.
+        kv.del(&key::orphan(ino))?;
+        return Ok(true);
+    }
     if inode.mapped > 0 {
         let (gone, more) = unmap(kv, ino, 0, u64::MAX, max)?;
         if more {

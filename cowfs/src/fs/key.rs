@@ -120,14 +120,21 @@ pub fn dirent_parts(key: &[u8]) -> Option<(u64, &[u8])> {
     Some((u64_be(key.get(9..)?)?, key.get(17..)?))
 }
 
+/// The number behind inode and kind. A longer key is none of ours: one that is read, but made anew without the rest to be
+/// deleted, would be there for ever.
+fn number(key: &[u8]) -> Option<u64> {
+    let rest: [u8; 8] = key.get(9..)?.try_into().ok()?;
+    Some(u64::from_be_bytes(rest))
+}
+
 /// File offset of an extent's key.
 pub fn extent_offset(key: &[u8]) -> Option<u64> {
-    u64_be(key.get(9..)?)
+    number(key)
 }
 
 /// Number of an orphan's key.
 pub fn orphan_ino(key: &[u8]) -> Option<u64> {
-    u64_be(key.get(9..)?)
+    number(key)
 }
 
 /// The hash of a name, which is also its place in the directory's order: 63 bits (offsets are signed), and above the

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::checkpoints::Checkpoints;
 use super::error::StoreError;
 use crate::tree::PageId;
 
@@ -77,11 +78,18 @@ pub struct Catalog {
     /// Heads by name.
     pub heads: BTreeMap<String, Head>,
     /// Checkpoints by number.
-    pub checkpoints: BTreeMap<u64, Checkpoint>,
+    pub checkpoints: Checkpoints,
     /// Next head number.
     pub next_head: u32,
     /// Next checkpoint number.
     pub next_checkpoint: u64,
+    /// Pages and bytes of file data left for garbage collection at the last commit (estimates; filled in when a commit
+    /// is written).
+    #[serde(default)]
+    pub garbage_pages: u64,
+    #[allow(missing_docs, reason = "as above")]
+    #[serde(default)]
+    pub garbage_bytes: u64,
 }
 
 /// A change of the catalog, as it stands in the log.
@@ -176,12 +184,16 @@ impl Catalog {
             parent: None,
             created_us,
         };
+        let mut checkpoints = Checkpoints::default();
+        checkpoints.index();
         Self {
             version: VERSION,
             heads: BTreeMap::from([("main".to_owned(), head)]),
-            checkpoints: BTreeMap::new(),
+            checkpoints,
             next_head: 2,
             next_checkpoint: 1,
+            garbage_pages: 0,
+            garbage_bytes: 0,
         }
     }
 
@@ -202,20 +214,21 @@ impl Catalog {
                 known: VERSION,
             });
         }
-        let c: Catalog = serde_json::from_slice(json).map_err(bad)?;
+        let mut c: Catalog = serde_json::from_slice(json).map_err(bad)?;
         let sane = c
             .heads
             .values()
             .all(|h| h.id < c.next_head && h.next_ino < 1 << 40)
             && c.checkpoints
-                .iter()
-                .all(|(id, k)| *id == k.id && k.id < c.next_checkpoint && k.next_ino < 1 << 40);
+                .values()
+                .all(|k| k.id < c.next_checkpoint && k.next_ino < 1 << 40);
         if !sane {
             return Err(StoreError::corrupt(
                 "meta",
                 "the catalog contradicts itself",
             ));
         }
+        c.checkpoints.index();
         Ok(c)
     }
 
@@ -231,7 +244,7 @@ impl Catalog {
 
     /// The checkpoint of a name.
     pub fn checkpoint_named(&self, name: &str) -> Option<&Checkpoint> {
-        self.checkpoints.values().find(|c| c.name == name)
+        self.checkpoints.named(name)
     }
 
     /// True if a head or checkpoint has this name.
@@ -242,9 +255,23 @@ impl Catalog {
     /// Applies an operation at a generation (which the caller then moves on).
     ///
     /// # Errors
-    /// Not found, when it does not fit the catalog; nothing has changed then.
+    /// Not found, or a name that is taken, when it does not fit the catalog; nothing has changed then.
     pub fn apply(&mut self, op: &CatalogOp, generation: u64) -> Result<(), StoreError> {
         let gone = |what: &str| StoreError::NotFound(format!("there is no {what}"));
+        let new_name = match op {
+            CatalogOp::Checkpoint { name, .. }
+            | CatalogOp::Clone { name, .. }
+            | CatalogOp::Rename { name, .. }
+            | CatalogOp::RenameHead { name, .. }
+            | CatalogOp::Rollback {
+                left: Some((_, name)),
+                ..
+            } => Some(name),
+            _ => None,
+        };
+        if let Some(name) = new_name.filter(|n| self.is_taken(n)) {
+            return Err(StoreError::Exists(format!("the name {name} is taken")));
+        }
         match op {
             CatalogOp::Checkpoint {
                 head,
@@ -270,7 +297,7 @@ impl Catalog {
                 h.base = generation;
                 h.parent = Some(*id);
                 self.next_checkpoint = self.next_checkpoint.max(id + 1);
-                self.checkpoints.insert(*id, c);
+                self.checkpoints.insert(c);
             }
             CatalogOp::Rollback {
                 head,
@@ -291,22 +318,19 @@ impl Catalog {
                 h.next_ino = h.next_ino.max(target.next_ino);
                 if let Some((id, name)) = left {
                     self.next_checkpoint = self.next_checkpoint.max(id + 1);
-                    self.checkpoints.insert(
-                        *id,
-                        Checkpoint {
-                            id: *id,
-                            name: name.clone(),
-                            root: before.root,
-                            generation,
-                            next_ino: before.next_ino,
-                            head: head.clone(),
-                            parent: before.parent,
-                            created_us: *created_us,
-                            tags: BTreeMap::new(),
-                            pinned: false,
-                            origin: Origin::LeftBehind,
-                        },
-                    );
+                    self.checkpoints.insert(Checkpoint {
+                        id: *id,
+                        name: name.clone(),
+                        root: before.root,
+                        generation,
+                        next_ino: before.next_ino,
+                        head: head.clone(),
+                        parent: before.parent,
+                        created_us: *created_us,
+                        tags: BTreeMap::new(),
+                        pinned: false,
+                        origin: Origin::LeftBehind,
+                    });
                 }
             }
             CatalogOp::Clone {
@@ -330,47 +354,39 @@ impl Catalog {
                 self.next_head = self.next_head.max(id + 1);
                 self.heads.insert(name.clone(), head);
             }
-            CatalogOp::Tag { id, set, remove } => {
-                let c = self
-                    .checkpoints
-                    .get_mut(id)
-                    .ok_or_else(|| gone("checkpoint"))?;
-                c.tags.extend(set.clone());
-                c.tags.retain(|k, _| !remove.contains(k));
-            }
-            CatalogOp::Pin { id, on } => {
-                self.checkpoints
-                    .get_mut(id)
-                    .ok_or_else(|| gone("checkpoint"))?
-                    .pinned = *on;
-            }
-            CatalogOp::Rename { id, name } => {
-                self.checkpoints
-                    .get_mut(id)
-                    .ok_or_else(|| gone("checkpoint"))?
-                    .name = name.clone();
-            }
+            CatalogOp::Tag { id, set, remove } => self
+                .checkpoints
+                .update(*id, |c| {
+                    c.tags.extend(set.clone());
+                    c.tags.retain(|k, _| !remove.contains(k));
+                })
+                .ok_or_else(|| gone("checkpoint"))?,
+            CatalogOp::Pin { id, on } => self
+                .checkpoints
+                .update(*id, |c| c.pinned = *on)
+                .ok_or_else(|| gone("checkpoint"))?,
+            CatalogOp::Rename { id, name } => self
+                .checkpoints
+                .update(*id, |c| c.name.clone_from(name))
+                .ok_or_else(|| gone("checkpoint"))?,
             CatalogOp::RenameHead { head, name } => {
                 let h = self.heads.remove(head).ok_or_else(|| gone(head))?;
                 self.heads.insert(name.clone(), h);
-                for c in self.checkpoints.values_mut().filter(|c| &c.head == head) {
-                    c.head = name.clone();
+                for id in self.checkpoints_where(|c| &c.head == head) {
+                    self.checkpoints.update(id, |c| c.head.clone_from(name));
                 }
             }
             CatalogOp::Delete { id } => {
-                let c = self
+                let gone = self
                     .checkpoints
                     .remove(id)
                     .ok_or_else(|| gone("checkpoint"))?;
                 // Lines go on past the gap.
-                for p in self
-                    .checkpoints
-                    .values_mut()
-                    .map(|c| &mut c.parent)
-                    .chain(self.heads.values_mut().map(|h| &mut h.parent))
-                    .filter(|p| **p == Some(*id))
-                {
-                    *p = c.parent;
+                for child in self.checkpoints_where(|c| c.parent == Some(*id)) {
+                    self.checkpoints.update(child, |c| c.parent = gone.parent);
+                }
+                for h in self.heads.values_mut().filter(|h| h.parent == Some(*id)) {
+                    h.parent = gone.parent;
                 }
             }
             CatalogOp::DeleteHead { head } => {
@@ -378,6 +394,23 @@ impl Catalog {
             }
         }
         Ok(())
+    }
+
+    /// Numbers of some checkpoints.
+    fn checkpoints_where(&self, f: impl Fn(&Checkpoint) -> bool) -> Vec<u64> {
+        let found = self.checkpoints.values().filter(|c| f(c));
+        found.map(|c| c.id).collect()
+    }
+
+    /// True if the operation makes the catalog larger.
+    pub fn adds(op: &CatalogOp) -> bool {
+        !matches!(
+            op,
+            CatalogOp::Pin { .. }
+                | CatalogOp::Delete { .. }
+                | CatalogOp::DeleteHead { .. }
+                | CatalogOp::Rollback { left: None, .. }
+        )
     }
 
     /// True if the operation fixes a state, so that the generation must move on.

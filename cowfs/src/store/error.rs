@@ -77,6 +77,17 @@ impl StoreError {
         }
     }
 
+    /// Wraps an error of a sync. It is never [`StoreError::NoSpace`], which means that nothing was written: after a
+    /// failed sync the host may have dropped what was written before, whatever the errno.
+    pub fn sync(file: &str) -> impl FnOnce(io::Error) -> StoreError {
+        let file = file.to_owned();
+        move |source| StoreError::Io {
+            file,
+            doing: "syncing",
+            source,
+        }
+    }
+
     /// A corrupt file.
     pub fn corrupt(file: &str, what: impl Into<String>) -> StoreError {
         StoreError::Corrupt {
@@ -89,6 +100,10 @@ impl StoreError {
     pub fn errno(&self) -> i32 {
         match self {
             StoreError::NoSpace => libc::ENOSPC,
+            StoreError::Io { source, .. } => match source.raw_os_error() {
+                Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
+                _ => libc::EIO,
+            },
             _ => libc::EIO,
         }
     }

@@ -62,17 +62,24 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
+    /// Blocks of segments that exist; extents in others (of a damaged tree) take no memory.
+    fn new(existing: &[u32]) -> Self {
+        let segments = existing.iter().map(|n| (*n, Bitmap::default()));
+        Self {
+            segments: segments.collect(),
+        }
+    }
+
     /// Marks an extent; false if it cannot be in a segment.
     pub(super) fn mark(&mut self, e: &Extent) -> bool {
         let end = e.off.saturating_add(u64::from(e.len));
+        let Some(map) = self.segments.get_mut(&e.seg) else {
+            return false;
+        };
         if end > SEGMENT_BYTES {
             return false;
         }
-        let map = self.segments.entry(e.seg).or_insert_with(|| {
-            let mut m = Bitmap::default();
-            m.grow(SEGMENT_BYTES / BLOCK);
-            m
-        });
+        map.grow(SEGMENT_BYTES / BLOCK);
         for b in e.off / BLOCK..end.div_ceil(BLOCK) {
             map.set(b);
         }
@@ -126,7 +133,8 @@ impl Store {
         fault::point("gc:mark");
         let mut garbage = committed.map;
         let mut report = GcReport::default();
-        let mut blocks = Blocks::default();
+        let existing = self.segments.existing()?;
+        let mut blocks = Blocks::new(&existing);
         for root in committed.roots {
             tree::mark(
                 &mut reader,
@@ -151,21 +159,32 @@ impl Store {
         fault::point("gc:free");
         // Whoever looked a place up before it was dropped has read it when this returns.
         drop(self.gate.write());
-        report.freed_bytes = self.sweep_segments(&blocks, ends)?;
+        report.freed_bytes = self.sweep_segments(&existing, &blocks, ends)?;
+        // In slices, with the lock free in between. While places are on hold nobody else frees any of these.
+        self.core()?.pages.forget_deferred(&garbage);
+        let words = usize::try_from(garbage.len().div_ceil(64)).unwrap_or(0);
+        for slice in (0..words).step_by(16) {
+            if (slice..slice + 16).any(|w| garbage.any_in_word(w)) {
+                let from = slice as u64 * 64;
+                let n = self.core()?.pages.free_garbage(&garbage, from, from + 1024);
+                report.freed_pages += n;
+            }
+        }
         let mut core = self.core()?;
-        report.freed_pages = core.pages.free_garbage(&garbage);
+        core.pages.garbage = 0;
         core.garbage_bytes = 0;
         Ok(report)
     }
 
     fn sweep_segments(
         &self,
+        existing: &[u32],
         blocks: &Blocks,
         ends: &std::collections::BTreeMap<u32, u64>,
     ) -> Result<u64, StoreError> {
         let mut freed = 0;
         let next = ends.get(&u32::MAX).copied().unwrap_or(0);
-        for n in self.segments.existing()? {
+        for &n in existing {
             if u64::from(n) >= next {
                 continue;
             }
@@ -176,7 +195,10 @@ impl Store {
                 .map_err(StoreError::io("data", "reading a length"))?;
             let in_use = ends.get(&n).copied();
             let limit = in_use.unwrap_or(len).min(len.next_multiple_of(BLOCK));
-            let Some(map) = blocks.segments.get(&n) else {
+            let Some(map) = blocks.segments.get(&n).filter(|m| !m.is_empty()) else {
+                if limit == 0 && in_use.is_some() {
+                    continue;
+                }
                 if in_use.is_none() {
                     self.segments.remove(n);
                 } else {

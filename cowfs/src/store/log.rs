@@ -36,6 +36,8 @@ const BLOCK: u64 = 4096;
 /// The log grows in steps of this many bytes, written as zeros, so that later chunks overwrite blocks that exist
 /// and their sync needs no journal commit of the host filesystem.
 const GROW: u64 = 1 << 20;
+/// A file that grew beyond this is cut back when the log switches to it.
+const KEEP: u64 = 64 << 20;
 /// Bytes that each file has at least.
 const ROOM: u64 = 2 << 20;
 /// Largest payload that replay accepts.
@@ -61,6 +63,8 @@ pub struct Log {
     active: usize,
     pos: u64,
     chain: [u8; 16],
+    /// An append failed, but its chunk may be on disk.
+    doubt: bool,
 }
 
 fn chunk_sum(header: &[u8], payload: &[u8]) -> [u8; 16] {
@@ -73,11 +77,16 @@ fn chunk_sum(header: &[u8], payload: &[u8]) -> [u8; 16] {
 }
 
 impl Log {
-    /// Opens both files (made when missing), to write at the start of `active`.
+    /// Opens both files (made when missing), to write at `pos` of `active`.
     ///
     /// # Errors
     /// What the host says.
-    pub fn open(disk: &dyn Disk, active: usize, chain: [u8; 16]) -> Result<Self, StoreError> {
+    pub fn open(
+        disk: &dyn Disk,
+        active: usize,
+        pos: u64,
+        chain: [u8; 16],
+    ) -> Result<Self, StoreError> {
         let open = |i: usize| {
             disk.open(FILES[i], true)
                 .map_err(StoreError::io(FILES[i], "opening"))
@@ -99,8 +108,9 @@ impl Log {
             files,
             written,
             active,
-            pos: 0,
+            pos,
             chain,
+            doubt: false,
         })
     }
 
@@ -123,14 +133,14 @@ impl Log {
     /// and the same chunk may be tried again.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says; [`StoreError::NoSpace`] also when the chunk is larger than a log may have.
     pub fn append(&mut self, first: u64, last: u64, payload: &[&[u8]]) -> Result<(), StoreError> {
         let name = FILES[self.active];
         let len: usize = payload.iter().map(|p| p.len()).sum();
         let len32 = u32::try_from(len)
             .ok()
             .filter(|_| len <= MAX_PAYLOAD)
-            .ok_or_else(|| StoreError::Refused("a log chunk grew too large".into()))?;
+            .ok_or(StoreError::NoSpace)?;
         let mut chunk = Vec::with_capacity(HEADER + len);
         chunk.extend_from_slice(MAGIC);
         chunk.extend_from_slice(&len32.to_le_bytes());
@@ -153,29 +163,37 @@ impl Log {
                 .map_err(StoreError::io(name, "growing"))?;
             self.written[self.active] = upto;
         }
+        self.doubt = true;
         file.write_at(&chunk, self.pos)
             .map_err(StoreError::io(name, "writing"))?;
-        file.sync().map_err(StoreError::io(name, "syncing"))?;
+        file.sync().map_err(StoreError::sync(name))?;
+        self.doubt = false;
         self.pos = end;
         self.chain = sum;
         Ok(())
     }
 
-    /// Goes on in the other file.
+    /// Goes on in the other file, whose chunks must not be needed any more.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says; the file stays the same then.
     pub fn switch(&mut self) -> Result<(), StoreError> {
-        self.active ^= 1;
-        self.pos = 0;
-        // A log that grew very large once need not stay so.
-        let keep = 64 << 20;
-        if self.written[self.active] > keep {
-            self.files[self.active]
-                .set_len(keep)
-                .map_err(StoreError::io(FILES[self.active], "shrinking"))?;
-            self.written[self.active] = keep;
+        if self.doubt {
+            // Replay must not find a chunk here that failed: those in the other file follow the one before.
+            let name = FILES[self.active];
+            let file = &self.files[self.active];
+            file.write_at(&[0; BLOCK as usize], self.pos)
+                .map_err(StoreError::io(name, "writing"))?;
+            file.sync().map_err(StoreError::sync(name))?;
+            self.doubt = false;
         }
+        let other = self.active ^ 1;
+        // A log that grew very large once need not stay so. If the host will not shrink it, it only keeps the space.
+        if self.written[other] > KEEP && self.files[other].set_len(KEEP).is_ok() {
+            self.written[other] = KEEP;
+        }
+        self.active = other;
+        self.pos = 0;
         Ok(())
     }
 }
@@ -191,7 +209,14 @@ pub struct ReplayEnd {
     pub chunks: u64,
     /// File that the last chunk was in.
     pub file: usize,
+    /// Where the next one would be in it.
+    pub pos: u64,
+    /// Checksum of the last whole chunk in the first file (or what replay began with).
+    pub first_chain: [u8; 16],
 }
+
+/// What a replay hands each chunk to: the number of its last record, and its payload.
+pub type OnChunk<'a> = dyn FnMut(u64, &[u8]) -> Result<(), StoreError> + 'a;
 
 /// Reads the chunks that follow `chain`, first in file `start`, then in the other, and hands the last record number and
 /// the payload of each to `f`.
@@ -203,13 +228,15 @@ pub fn replay(
     start: usize,
     chain: [u8; 16],
     last_seq: u64,
-    f: &mut dyn FnMut(u64, &[u8]) -> Result<(), StoreError>,
+    f: &mut OnChunk<'_>,
 ) -> Result<ReplayEnd, StoreError> {
     let mut end = ReplayEnd {
         chain,
         last_seq,
         chunks: 0,
         file: start,
+        pos: 0,
+        first_chain: chain,
     };
     for index in [start, start ^ 1] {
         let Ok(file) = disk.open(FILES[index], false) else {
@@ -240,6 +267,10 @@ pub fn replay(
             end.file = index;
             found = true;
             pos += (HEADER as u64 + payload_len as u64).next_multiple_of(BLOCK);
+            end.pos = pos;
+            if index == start {
+                end.first_chain = end.chain;
+            }
         }
         // An empty first file may still be followed by nothing only: the second continues the first's chain.
         if !found && index != start {

@@ -2,25 +2,30 @@
 //!
 //! `docs/design.md` draws the layout and what a crash leaves at each step.
 
+mod background;
+pub mod bitmap;
 pub mod catalog;
 mod check;
+mod checkpoints;
 mod commit;
 pub mod disk;
 mod error;
+mod flush;
 mod gc;
 pub mod log;
+mod open;
 pub mod pages;
+mod replay;
 pub mod segments;
 pub mod superblock;
 mod txn;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use catalog::{Catalog, CatalogOp, Checkpoint, Head, Origin};
+pub use catalog::{Catalog, CatalogOp, Checkpoint, Checkpoints, Head, Origin};
 pub use check::CheckReport;
 pub use error::StoreError;
 pub use gc::GcReport;
@@ -30,15 +35,17 @@ use crate::fs::Extent;
 use crate::tree::PageId;
 use disk::{Disk, DiskFile};
 use log::Log;
-use pages::{Bitmap, Pages};
+use pages::Pages;
 use segments::Segments;
-use superblock::Superblock;
+use superblock::{CATALOG_MAX, Run, Superblock};
 
 /// Everything that changes under one lock.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) pages: Pages,
     pub(crate) catalog: Catalog,
+    /// Bytes of its JSON, more or less.
+    catalog_bytes: u64,
     /// Records since the last flush.
     log_buf: Vec<u8>,
     /// Number of the last record.
@@ -70,7 +77,11 @@ struct FlushState {
     /// Number of the last commit.
     commit: u64,
     /// Pages of the last commit's blob.
-    blob: (PageId, u64),
+    blob: Vec<Run>,
+    /// Pages kept for the next one: those of the blob before. So a commit needs no place that is not there.
+    spare: Vec<Run>,
+    /// A commit whose superblock may be on disk or not, as its sync failed, with its blob.
+    suspect: Option<(Superblock, Vec<Run>)>,
     /// The log went on in the other file for a commit that is not durable yet: the file before is still needed.
     switched: Option<[u8; 16]>,
     /// A commit took over file data that is not durable yet, so that a flush must sync all of it.
@@ -83,6 +94,8 @@ struct Wanted {
     flush: bool,
     commit: bool,
     gc: bool,
+    /// Places in `meta` run low.
+    grow: bool,
     stop: bool,
 }
 
@@ -123,6 +136,14 @@ pub struct Store {
     hash_key: [u8; 16],
     gc_runs: AtomicU64,
     gc_stop: AtomicBool,
+    /// A thread collects, and shall collect once more.
+    gc_busy: AtomicBool,
+    gc_again: AtomicBool,
+    gc_backoff: background::Backoff,
+    /// The host had no room when `meta` was to grow ahead; not tried again for a while.
+    no_room: AtomicBool,
+    /// Bytes of records that a flush has taken but not made durable.
+    waiting: AtomicU64,
     /// Lock file; held while the store is open.
     _lock: Option<std::fs::File>,
 }
@@ -133,205 +154,7 @@ pub fn now_us() -> i64 {
     i64::try_from(since.map_or(0, |d| d.as_micros())).unwrap_or(i64::MAX)
 }
 
-fn random16() -> Result<[u8; 16], StoreError> {
-    use std::io::Read;
-    let mut b = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut b))
-        .map_err(StoreError::io("/dev/urandom", "reading"))?;
-    Ok(b)
-}
-
-/// Takes the store's lock.
-fn lock_dir(dir: &Path) -> Result<std::fs::File, StoreError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(dir.join("lock"))
-        .map_err(StoreError::io("lock", "opening"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Locked),
-        Err(std::fs::TryLockError::Error(e)) => Err(StoreError::io("lock", "locking")(e)),
-    }
-}
-
 impl Store {
-    /// Makes a store in a directory, which must be empty or absent. The directory is made 0700.
-    ///
-    /// # Errors
-    /// Exists, or what the host says.
-    pub fn init(dir: &Path) -> Result<(), StoreError> {
-        use std::os::unix::fs::PermissionsExt;
-        let name = dir.display().to_string();
-        if dir.join(superblock::FILE).exists() {
-            return Err(StoreError::Exists(format!(
-                "{name} is a cowfs store already"
-            )));
-        }
-        match std::fs::read_dir(dir) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return Err(StoreError::Exists(format!(
-                        "{name} is not empty; give a new or empty directory"
-                    )));
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(dir).map_err(StoreError::io(&name, "creating"))?;
-            }
-            Err(e) => return Err(StoreError::io(&name, "reading")(e)),
-        }
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-            .map_err(StoreError::io(&name, "setting its mode"))?;
-        Self::init_on(Arc::new(disk::HostDisk::new(dir)))
-    }
-
-    /// Makes a store on a disk.
-    ///
-    /// # Errors
-    /// What the host says.
-    pub fn init_on(disk: Arc<dyn Disk>) -> Result<(), StoreError> {
-        for dir in ["data", "logs", "upgrades"] {
-            disk.make_dir(dir)
-                .map_err(StoreError::io(dir, "creating"))?;
-        }
-        let meta = disk
-            .open(pages::FILE, true)
-            .map_err(StoreError::io(pages::FILE, "creating"))?;
-        let sb_file = disk
-            .open(superblock::FILE, true)
-            .map_err(StoreError::io(superblock::FILE, "creating"))?;
-        // Both slots get their blocks now: a commit must not need space for its last step.
-        sb_file
-            .write_at(&[0; 2 * superblock::SLOT_BYTES], 0)
-            .map_err(StoreError::io(superblock::FILE, "writing"))?;
-        let log = Log::open(disk.as_ref(), 0, [0; 16])?;
-        let store = Store {
-            core: Mutex::new(Core {
-                pages: Pages::new(meta, Bitmap::default(), 0),
-                catalog: Catalog::new(0, crate::fs::ROOT_INO + 1, now_us()),
-                log_buf: Vec::new(),
-                seq: 0,
-                unsynced: Vec::new(),
-                unsynced_bytes: 0,
-                freed: Vec::new(),
-                freed_bytes: 0,
-                garbage_bytes: 0,
-                pinned: HashMap::new(),
-                failed: None,
-            }),
-            flush: Mutex::new(FlushState {
-                log,
-                pending: Vec::new(),
-                pending_data: Vec::new(),
-                flushed: 0,
-                commit: 0,
-                blob: (0, 0),
-                switched: None,
-                sync_all: false,
-                superblock: sb_file,
-            }),
-            commit_lock: Mutex::new(()),
-            gc_lock: Mutex::new(()),
-            segments: Segments::new(Arc::clone(&disk), 1),
-            gate: RwLock::new(()),
-            wanted: Mutex::default(),
-            wake: Condvar::new(),
-            uuid: random16()?,
-            hash_key: random16()?,
-            gc_runs: AtomicU64::new(0),
-            gc_stop: AtomicBool::new(false),
-            disk: Arc::clone(&disk),
-            _lock: None,
-        };
-        let mut txn = store.begin("main")?;
-        crate::fs::mkfs(&mut txn, &crate::fs::Ctx::root_now())
-            .map_err(|e| StoreError::Refused(e.to_string()))?;
-        txn.commit();
-        store.commit()?;
-        disk.sync_dir("").map_err(StoreError::io("", "syncing"))?;
-        Ok(())
-    }
-
-    /// Opens a store of a directory: takes the lock, replays the log.
-    ///
-    /// # Errors
-    /// No store, locked, newer, corrupt, or what the host says.
-    pub fn open(dir: &Path) -> Result<Arc<Self>, StoreError> {
-        if !dir.join(superblock::FILE).exists() {
-            return Err(StoreError::NoStore(dir.display().to_string()));
-        }
-        let lock = lock_dir(dir)?;
-        Self::open_on(Arc::new(disk::HostDisk::new(dir)), Some(lock))
-    }
-
-    /// Opens a store of a disk.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn open_on(
-        disk: Arc<dyn Disk>,
-        lock: Option<std::fs::File>,
-    ) -> Result<Arc<Self>, StoreError> {
-        let open = |name: &'static str| {
-            disk.open(name, false)
-                .map_err(StoreError::io(name, "opening"))
-        };
-        let sb_file = open(superblock::FILE)?;
-        let sb = Superblock::load(sb_file.as_ref())?;
-        let meta = open(pages::FILE)?;
-        let (catalog, bitmap) = load_blob(&sb, meta.as_ref())?;
-        let log = Log::open(disk.as_ref(), sb.log as usize, sb.chain)?;
-        let segments = Segments::new(Arc::clone(&disk), sb.next_segment);
-        for n in segments.existing()? {
-            segments.saw_segment(n);
-        }
-        let store = Arc::new(Store {
-            core: Mutex::new(Core {
-                pages: Pages::new(meta, bitmap, sb.generation),
-                catalog,
-                log_buf: Vec::new(),
-                seq: sb.last_seq,
-                unsynced: Vec::new(),
-                unsynced_bytes: 0,
-                freed: Vec::new(),
-                freed_bytes: 0,
-                garbage_bytes: 0,
-                pinned: HashMap::new(),
-                failed: None,
-            }),
-            flush: Mutex::new(FlushState {
-                log,
-                pending: Vec::new(),
-                pending_data: Vec::new(),
-                flushed: sb.last_seq,
-                commit: sb.commit,
-                blob: (sb.blob_page, sb.blob_len.div_ceil(4096)),
-                switched: None,
-                sync_all: false,
-                superblock: sb_file,
-            }),
-            commit_lock: Mutex::new(()),
-            gc_lock: Mutex::new(()),
-            segments,
-            gate: RwLock::new(()),
-            wanted: Mutex::default(),
-            wake: Condvar::new(),
-            uuid: sb.uuid,
-            hash_key: sb.hash_key,
-            gc_runs: AtomicU64::new(0),
-            gc_stop: AtomicBool::new(false),
-            disk,
-            _lock: lock,
-        });
-        store.replay(&sb)?;
-        Ok(store)
-    }
-
     /// The lock of the core. A thread that panicked while it held it may have left half a change: nothing goes on then.
     pub(crate) fn core(&self) -> Result<MutexGuard<'_, Core>, StoreError> {
         let core = self
@@ -383,7 +206,15 @@ impl Store {
     /// # Errors
     /// Not found; no space for the pages that a batch may need.
     pub fn begin(&self, head: &str) -> Result<Txn<'_>, StoreError> {
-        Txn::begin(self, self.core()?, head)
+        loop {
+            let core = self.core()?;
+            if !self.is_overfull(&core) {
+                return Txn::begin(self, core, head);
+            }
+            // Faster than the disk: wait for it.
+            drop(core);
+            self.push_back()?;
+        }
     }
 
     /// Reads a tree as it is.
@@ -423,13 +254,23 @@ impl Store {
         let mut guard = self.core()?;
         let core = &mut *guard;
         let (op, value) = make(&core.catalog)?;
+        let json = serde_json::to_vec(&op).unwrap_or_default();
+        if Catalog::adds(&op) {
+            // What opening a store refuses must not be written. A record has all that the catalog gets by it, but numbers.
+            let grown = core.catalog_bytes + json.len() as u64 + 256;
+            if grown > CATALOG_MAX / 4 * 3 {
+                return Err(StoreError::Refused(
+                    "the catalog has grown too large; delete checkpoints or heads".into(),
+                ));
+            }
+            core.catalog_bytes = grown;
+        }
         let generation = core.pages.generation;
         core.catalog.apply(&op, generation)?;
         if Catalog::fixes_state(&op) {
             core.pages.generation += 1;
         }
         core.seq += 1;
-        let json = serde_json::to_vec(&op).unwrap_or_default();
         let len = u32::try_from(17 + json.len()).unwrap_or(0);
         core.log_buf.extend_from_slice(&len.to_le_bytes());
         core.log_buf.push(log::CATALOG);
@@ -459,6 +300,29 @@ impl Store {
     pub fn pin_root(&self, root: PageId) -> Result<(), StoreError> {
         *self.core()?.pinned.entry(root).or_insert(0) += 1;
         Ok(())
+    }
+
+    /// Fixes a head as it is now and pins that tree; returns its root, for [`Store::unpin_root`]. Unlike the root of a
+    /// checkpoint, a head's root is not enough to keep its tree: the head would go on to change or free the pages that
+    /// nothing else has. So its base is raised, as for a checkpoint. That is not logged: a pin ends with the process, and
+    /// a head that replay finds with a lower base only frees at once what it would have left for a collection.
+    ///
+    /// # Errors
+    /// Not found; when the store has stopped.
+    pub fn pin_head(&self, head: &str) -> Result<PageId, StoreError> {
+        let mut guard = self.core()?;
+        let core = &mut *guard;
+        let generation = core.pages.generation;
+        let h = core
+            .catalog
+            .heads
+            .get_mut(head)
+            .ok_or_else(|| StoreError::NotFound(format!("there is no head {head}")))?;
+        h.base = generation;
+        let root = h.root;
+        core.pages.generation += 1;
+        *core.pinned.entry(root).or_insert(0) += 1;
+        Ok(root)
     }
 
     /// Lets a root go.
@@ -491,7 +355,7 @@ impl Store {
         &self,
         a: PageId,
         b: PageId,
-        f: &mut dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> std::ops::ControlFlow<()>,
+        f: &mut crate::tree::OnDifference<'_>,
     ) -> Result<(), StoreError> {
         crate::tree::diff(&mut self.core()?.pages, a, b, f)
     }
@@ -526,35 +390,4 @@ impl Store {
             gc_runs: self.gc_runs.load(Ordering::Relaxed),
         })
     }
-}
-
-/// Reads and checks the blob of a commit.
-fn load_blob(sb: &Superblock, meta: &dyn DiskFile) -> Result<(Catalog, Bitmap), StoreError> {
-    let have = meta.len().map_err(StoreError::io(pages::FILE, "reading"))?;
-    if sb
-        .blob_page
-        .saturating_mul(4096)
-        .saturating_add(sb.blob_len)
-        > have
-    {
-        return Err(StoreError::corrupt(
-            pages::FILE,
-            "it is shorter than the last commit",
-        ));
-    }
-    let len = usize::try_from(sb.blob_len).map_err(|_| StoreError::NoSpace)?;
-    let mut blob = vec![0; len];
-    meta.read_at(&mut blob, sb.blob_page * 4096)
-        .map_err(StoreError::io(pages::FILE, "reading"))?;
-    if blake3::hash(&blob).as_bytes() != &sb.blob_sum {
-        return Err(StoreError::corrupt(
-            pages::FILE,
-            "the catalog of the last commit has a wrong checksum",
-        ));
-    }
-    let (json, bits) = blob.split_at(usize::try_from(sb.catalog_len).unwrap_or(0));
-    let catalog = Catalog::decode(json)?;
-    let bitmap = Bitmap::from_bytes(bits, sb.meta_pages)
-        .ok_or_else(|| StoreError::corrupt(pages::FILE, "the page map has a wrong length"))?;
-    Ok((catalog, bitmap))
 }

@@ -12,162 +12,25 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+pub use super::bitmap::Bitmap;
 use super::disk::DiskFile;
 use super::error::StoreError;
+use super::superblock::{RUNS_MAX, Run, run_pages};
 use crate::tree::{self, PAGE_SIZE, Page, PageId};
 
 /// File name.
 pub const FILE: &str = "meta";
 /// The file grows by this many pages, reserved on the host so that a commit never runs out of space half way.
 const GROW: u64 = 1024;
+/// When the host has not that much, by this many.
+const GROW_LITTLE: u64 = 64;
+/// Places that only the undoing of a batch, replay and the blob of a commit may take: they must not fail.
+pub const FLOOR: u64 = 64;
 /// Pages in each of the two halves of the clean cache.
 const CACHE_HALF: usize = 6 * 1024;
 
-/// A bit per page.
-#[derive(Debug, Clone, Default)]
-pub struct Bitmap {
-    words: Vec<u64>,
-    bits: u64,
-    free: u64,
-    hint: usize,
-}
-
-impl Bitmap {
-    /// From little-endian words that cover `bits` pages.
-    pub fn from_bytes(bytes: &[u8], bits: u64) -> Option<Self> {
-        let n = usize::try_from(bits.div_ceil(64)).ok()?;
-        if bytes.len() != n * 8 {
-            return None;
-        }
-        let words: Vec<u64> = bytes
-            .chunks_exact(8)
-            .map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b)))
-            .collect();
-        let used: u64 = words.iter().map(|w| u64::from(w.count_ones())).sum();
-        Some(Self {
-            words,
-            bits,
-            free: bits.checked_sub(used)?,
-            hint: 0,
-        })
-    }
-
-    /// Little-endian words.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        self.words.iter().flat_map(|w| w.to_le_bytes()).collect()
-    }
-
-    /// Pages covered.
-    pub fn len(&self) -> u64 {
-        self.bits
-    }
-
-    /// Free pages.
-    pub fn free(&self) -> u64 {
-        self.free
-    }
-
-    /// Makes room for more pages, free.
-    pub fn grow(&mut self, bits: u64) {
-        if bits > self.bits {
-            self.free += bits - self.bits;
-            self.bits = bits;
-            self.words
-                .resize(usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX), 0);
-        }
-    }
-
-    /// Cuts free pages off the end.
-    pub fn shrink(&mut self, bits: u64) {
-        if bits < self.bits {
-            self.free -= self.bits - bits;
-            self.bits = bits;
-            self.words
-                .truncate(usize::try_from(bits.div_ceil(64)).unwrap_or(0));
-        }
-    }
-
-    fn place(bit: u64) -> (usize, u64) {
-        (
-            usize::try_from(bit / 64).unwrap_or(usize::MAX),
-            1 << (bit % 64),
-        )
-    }
-
-    /// True if the page is taken.
-    pub fn is_set(&self, bit: u64) -> bool {
-        let (w, m) = Self::place(bit);
-        self.words.get(w).is_some_and(|v| v & m != 0)
-    }
-
-    /// Takes a page; false if it was taken or does not exist.
-    pub fn set(&mut self, bit: u64) -> bool {
-        let (w, m) = Self::place(bit);
-        if bit >= self.bits || self.words[w] & m != 0 {
-            return false;
-        }
-        self.words[w] |= m;
-        self.free -= 1;
-        true
-    }
-
-    /// Frees a page; false if it was free.
-    pub fn clear(&mut self, bit: u64) -> bool {
-        let (w, m) = Self::place(bit);
-        if bit >= self.bits || self.words[w] & m == 0 {
-            return false;
-        }
-        self.words[w] &= !m;
-        self.free += 1;
-        self.hint = self.hint.min(w);
-        true
-    }
-
-    /// Takes the first free page.
-    pub fn take(&mut self) -> Option<u64> {
-        for w in self.hint..self.words.len() {
-            let free = !self.words[w];
-            if free != 0 {
-                let bit = w as u64 * 64 + u64::from(free.trailing_zeros());
-                if bit >= self.bits {
-                    return None;
-                }
-                self.hint = w;
-                self.set(bit);
-                return Some(bit);
-            }
-        }
-        None
-    }
-
-    /// Takes `n` pages in a row, growing the map at the end if there is no such run.
-    pub fn take_run(&mut self, n: u64) -> u64 {
-        let (mut start, mut len) = (0, 0);
-        for bit in 1..self.bits {
-            if self.is_set(bit) {
-                len = 0;
-            } else {
-                if len == 0 {
-                    start = bit;
-                }
-                len += 1;
-                if len == n {
-                    break;
-                }
-            }
-        }
-        if len < n {
-            if len == 0 {
-                start = self.bits;
-            }
-            self.grow(start + n);
-        }
-        for bit in start..start + n {
-            self.set(bit);
-        }
-        start
-    }
-}
+/// Pages by place.
+pub type PageMap = FxHashMap<PageId, Arc<Page>>;
 
 /// The pages of a store: dirty ones, those being committed, a cache of clean ones, and the file.
 #[derive(Debug)]
@@ -176,11 +39,13 @@ pub struct Pages {
     /// Which pages are taken.
     pub bitmap: Bitmap,
     /// Changed since the last commit began.
-    dirty: FxHashMap<PageId, Arc<Page>>,
+    dirty: PageMap,
     /// Part of the commit that is being written.
-    writing: FxHashMap<PageId, Arc<Page>>,
-    young: FxHashMap<PageId, Arc<Page>>,
-    old: FxHashMap<PageId, Arc<Page>>,
+    writing: Arc<PageMap>,
+    young: PageMap,
+    old: PageMap,
+    /// What was `old` before, dropped a little at a time: thousands of pages at once take milliseconds.
+    dying: std::collections::hash_map::IntoIter<PageId, Arc<Page>>,
     /// Current generation.
     pub generation: u64,
     /// Newest generation that a commit (begun or done) holds.
@@ -193,6 +58,8 @@ pub struct Pages {
     pub hold: bool,
     /// Pages left for garbage collection since the last one (an estimate).
     pub garbage: u64,
+    /// Free places that are not given out.
+    pub floor: u64,
 }
 
 impl Pages {
@@ -204,26 +71,23 @@ impl Pages {
             file,
             bitmap,
             dirty: FxHashMap::default(),
-            writing: FxHashMap::default(),
+            writing: Arc::default(),
             young: FxHashMap::default(),
             old: FxHashMap::default(),
+            dying: PageMap::default().into_iter(),
             generation: generation + 1,
             committed: generation,
             base: 0,
             deferred: Vec::new(),
             hold: false,
             garbage: 0,
+            floor: FLOOR,
         }
     }
 
     /// Number of dirty pages.
     pub fn dirty_len(&self) -> usize {
         self.dirty.len()
-    }
-
-    /// True while a commit's pages are being written.
-    pub fn is_writing(&self) -> bool {
-        !self.writing.is_empty()
     }
 
     /// The file.
@@ -239,15 +103,40 @@ impl Pages {
         if self.bitmap.free() >= n {
             return Ok(());
         }
+        let missing = n - self.bitmap.free();
+        self.grow(GROW.max(missing)).or_else(|e| {
+            // On a disk that is nearly full a little may still be had.
+            let little = GROW_LITTLE.max(missing);
+            if matches!(e, StoreError::NoSpace) && little < GROW {
+                self.grow(little)
+            } else {
+                Err(e)
+            }
+        })
+    }
+
+    fn grow(&mut self, n: u64) -> Result<(), StoreError> {
         let from = self.bitmap.len();
-        let grow = GROW.max(n);
         self.file
-            .allocate(from * PAGE_SIZE as u64, grow * PAGE_SIZE as u64)
+            .allocate(from * PAGE_SIZE as u64, n * PAGE_SIZE as u64)
             .map_err(StoreError::io(FILE, "growing"))?;
-        self.bitmap.grow(from + grow);
+        self.grown(from + n);
+        Ok(())
+    }
+
+    /// The file has blocks for so many pages now.
+    pub fn grown(&mut self, pages: u64) {
+        self.bitmap.grow(pages);
         // Page 0 means none.
         self.bitmap.set(0);
-        Ok(())
+    }
+
+    /// Takes a place, growing the file when needed: nobody knows before how many a batch will need.
+    fn take(&mut self) -> Result<PageId, StoreError> {
+        if self.bitmap.free() <= self.floor {
+            self.reserve(self.floor + 1)?;
+        }
+        self.bitmap.take().ok_or(StoreError::NoSpace)
     }
 
     fn cached(&mut self, id: PageId) -> Option<&Arc<Page>> {
@@ -259,15 +148,21 @@ impl Pages {
     }
 
     fn remember(&mut self, id: PageId, page: Arc<Page>) {
+        // Two for each that comes: through before the next half is.
+        for _ in 0..2 {
+            drop(self.dying.next());
+        }
         if self.young.len() >= CACHE_HALF {
-            self.old = std::mem::take(&mut self.young);
+            let young = PageMap::with_capacity_and_hasher(CACHE_HALF, Default::default());
+            let young = std::mem::replace(&mut self.young, young);
+            self.dying = std::mem::replace(&mut self.old, young).into_iter();
         }
         self.young.insert(id, page);
     }
 
     /// Birth of a page that is in memory.
     fn birth_of(&self, id: PageId) -> Option<u64> {
-        [&self.dirty, &self.writing, &self.young, &self.old]
+        [&self.dirty, &*self.writing, &self.young, &self.old]
             .iter()
             .find_map(|m| m.get(&id))
             .map(|p| p.birth())
@@ -283,89 +178,106 @@ impl Pages {
 
     /// Begins a commit: what is dirty now becomes the commit's, and the generation moves on.
     /// Returns the pages to write and the places to free when the commit is durable.
-    pub fn begin_commit(&mut self) -> (Vec<(PageId, Arc<Page>)>, Vec<PageId>) {
+    pub fn begin_commit(&mut self) -> (Arc<PageMap>, Vec<PageId>) {
         self.committed = self.generation;
         self.generation += 1;
-        self.writing = std::mem::take(&mut self.dirty);
-        let mut list: Vec<_> = self
-            .writing
-            .iter()
-            .map(|(id, p)| (*id, Arc::clone(p)))
-            .collect();
-        list.sort_unstable_by_key(|(id, _)| *id);
+        self.writing = Arc::new(std::mem::take(&mut self.dirty));
         let freed = if self.hold {
             Vec::new()
         } else {
             std::mem::take(&mut self.deferred)
         };
-        (list, freed)
+        (Arc::clone(&self.writing), freed)
     }
 
-    /// Ends a commit that became durable.
-    pub fn end_commit(&mut self, freed: &[PageId]) {
-        for (id, page) in std::mem::take(&mut self.writing) {
+    /// Takes some pages of a commit that became durable to the clean cache.
+    pub fn keep_written(&mut self, ids: &[PageId]) {
+        for id in ids {
             // A place freed meanwhile is on the deferred list, so the page may stay in the cache till then.
-            self.remember(id, page);
+            if let Some(page) = self.writing.get(id).map(Arc::clone) {
+                self.remember(*id, page);
+            }
         }
-        for &id in freed {
+    }
+
+    /// Ends a commit that became durable. The result may take long to drop.
+    pub fn end_commit(&mut self) -> Arc<PageMap> {
+        std::mem::take(&mut self.writing)
+    }
+
+    /// Frees places that a durable commit no longer needs.
+    pub fn free_places(&mut self, ids: &[PageId]) {
+        for &id in ids {
             self.free_now(id);
         }
     }
 
     /// Takes back a commit that could not be written: its pages are dirty again and belong to the next one.
     pub fn abort_commit(&mut self, freed: Vec<PageId>) {
-        for (id, page) in std::mem::take(&mut self.writing) {
-            self.dirty.insert(id, page);
+        let writing = std::mem::take(&mut self.writing);
+        let writing = Arc::try_unwrap(writing).unwrap_or_else(|shared| PageMap::clone(&shared));
+        if self.dirty.is_empty() {
+            self.dirty = writing;
+        } else {
+            self.dirty.extend(writing);
         }
         self.deferred.extend(freed);
     }
 
-    /// Frees a place when the next commit is durable.
-    pub fn free_later(&mut self, id: PageId) {
-        self.deferred.push(id);
+    /// Forgets that places are waiting for a commit which garbage collection is about to free: freed twice, a place
+    /// could have two users.
+    pub fn forget_deferred(&mut self, garbage: &Bitmap) {
+        self.deferred.retain(|id| !garbage.is_set(*id));
     }
 
-    /// Frees places that garbage collection found unreachable from the last commit and from all that came after it.
-    /// Returns how many.
-    pub fn free_garbage(&mut self, garbage: &Bitmap) -> u64 {
-        // They may be waiting for a commit as well; freed twice, a place could have two users.
-        self.deferred.retain(|id| !garbage.is_set(*id));
+    /// Frees those of the places `from..to` that garbage collection found unreachable from the last commit and from all
+    /// that came after it. Returns how many.
+    pub fn free_garbage(&mut self, garbage: &Bitmap, from: u64, to: u64) -> u64 {
         let mut n = 0;
-        for id in 0..garbage.len() {
+        for id in from..to.min(garbage.len()) {
             if garbage.is_set(id) {
                 self.free_now(id);
                 n += 1;
             }
         }
-        self.garbage = 0;
         n
     }
 
-    /// Takes a run of pages for a commit's blob.
+    /// Places for a commit's blob of `need` pages: those of the blob before the last one, and others when they are too
+    /// few. On an error `spare` is as it was. Returns places of `spare` that were given up, and are free.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`] when the host has none left.
-    pub fn take_blob(&mut self, n: u64) -> Result<PageId, StoreError> {
-        let before = self.bitmap.len();
-        let first = self.bitmap.take_run(n);
-        let after = self.bitmap.len();
-        if after > before {
-            let grown = self
-                .file
-                .allocate(
-                    before * PAGE_SIZE as u64,
-                    (after - before) * PAGE_SIZE as u64,
-                )
-                .map_err(StoreError::io(FILE, "growing"));
-            if let Err(e) = grown {
-                for id in first..first + n {
-                    self.bitmap.clear(id);
-                }
-                self.bitmap.shrink(before);
-                return Err(e);
-            }
+    pub fn take_blob(&mut self, spare: &mut Vec<Run>, need: u64) -> Result<Vec<Run>, StoreError> {
+        // Room for a catalog that grows, so that the next commits need none.
+        let ample = need + need / 4 + 2;
+        let have = run_pages(spare);
+        if have >= need && have <= 2 * ample + 64 && spare.len() <= 16 {
+            return Ok(Vec::new());
         }
-        Ok(first)
+        // Too few, too many, or in crumbs: a single run if there is one.
+        if let Some(run) = self.bitmap.take_run(ample) {
+            let released = std::mem::replace(spare, vec![run]);
+            for r in &released {
+                self.bitmap.clear_run(*r);
+            }
+            return Ok(released);
+        }
+        if have >= need {
+            return Ok(Vec::new());
+        }
+        let room = RUNS_MAX - spare.len().min(RUNS_MAX);
+        let more = match self.bitmap.take_runs(need - have, room) {
+            Some(runs) => runs,
+            None => {
+                self.grow(ample - have)?;
+                self.bitmap
+                    .take_runs(need - have, room)
+                    .ok_or(StoreError::NoSpace)?
+            }
+        };
+        spare.extend(more);
+        Ok(Vec::new())
     }
 }
 
@@ -420,14 +332,14 @@ impl tree::Pages for Pages {
         }
         let mut copy = Page::clone(&*tree::Pages::read(self, id)?);
         copy.set_birth(generation);
-        let new = self.bitmap.take().ok_or(StoreError::NoSpace)?;
+        let new = self.take()?;
         tree::Pages::release(self, id);
         let slot = self.dirty.entry(new).or_insert_with(|| Arc::new(copy));
         Ok((new, Arc::make_mut(slot)))
     }
 
     fn alloc(&mut self) -> Result<(PageId, &mut Page), StoreError> {
-        let id = self.bitmap.take().ok_or(StoreError::NoSpace)?;
+        let id = self.take()?;
         let mut page = Page::empty_leaf();
         page.set_birth(self.generation);
         let slot = self.dirty.entry(id).or_insert_with(|| Arc::new(page));

@@ -17,6 +17,10 @@ pub const SEGMENT_BYTES: u64 = 1 << 30;
 pub const BLOCK: u64 = 4096;
 /// Freed ranges kept for reuse at most; more are punched.
 const POOL_MAX: usize = 64 * 1024;
+/// With less left in a segment the next one is made.
+const AHEAD: u64 = 256 << 20;
+/// Ranges that wait for a sync at most, more or less (see [`Segments::is_crowded`]).
+const RANGES_MAX: usize = 32 * 1024;
 /// Segment files kept open.
 const OPEN_MAX: usize = 256;
 
@@ -44,8 +48,66 @@ struct State {
     pool: BTreeMap<(u32, u64), u64>,
     pool_bytes: u64,
     hold: bool,
+    /// A segment made ahead, for the large stream to go on in.
+    next: Option<u32>,
     open: HashMap<u32, Arc<dyn DiskFile>>,
-    dirty: BTreeSet<u32>,
+    dirty: BTreeMap<u32, Ranges>,
+    /// Number of ranges in all of `dirty`.
+    dirty_ranges: usize,
+    /// Segments whose last sync failed. The host counts what was to be written as clean from then on, so it must be
+    /// written again before another sync means anything.
+    lost: BTreeSet<u32>,
+}
+
+/// Byte ranges, start to end, joined where they touch.
+#[derive(Debug, Default)]
+struct Ranges(BTreeMap<u64, u64>);
+
+impl Ranges {
+    fn add(&mut self, start: u64, end: u64) {
+        let (mut start, mut end) = (start, end);
+        if let Some((&s, &e)) = self.0.range(..=start).next_back()
+            && e >= start
+        {
+            start = s;
+            end = end.max(e);
+        }
+        while let Some((&s, &e)) = self.0.range(start..=end).next() {
+            self.0.remove(&s);
+            end = end.max(e);
+        }
+        self.0.insert(start, end);
+    }
+}
+
+impl State {
+    fn add_dirty(&mut self, segment: u32, ranges: impl IntoIterator<Item = (u64, u64)>) {
+        let r = self.dirty.entry(segment).or_default();
+        let before = r.0.len();
+        for (start, end) in ranges {
+            r.add(start, end);
+        }
+        self.dirty_ranges = self.dirty_ranges + r.0.len() - before;
+    }
+}
+
+/// Writes ranges again with the bytes that the host shows in them.
+fn rewrite(n: u32, file: &dyn DiskFile, ranges: &Ranges) -> Result<(), StoreError> {
+    let name = file_name(n);
+    let mut buf = Vec::new();
+    for (&start, &end) in &ranges.0 {
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(1 << 20);
+            buf.resize(usize::try_from(len).unwrap_or(0), 0);
+            file.read_at(&mut buf, at)
+                .map_err(StoreError::io(&name, "reading"))?;
+            file.write_at(&buf, at)
+                .map_err(StoreError::io(&name, "writing"))?;
+            at += len;
+        }
+    }
+    Ok(())
 }
 
 /// All segments of a store.
@@ -75,8 +137,11 @@ impl Segments {
                 pool: BTreeMap::new(),
                 pool_bytes: 0,
                 hold: false,
+                next: None,
                 open: HashMap::new(),
-                dirty: BTreeSet::new(),
+                dirty: BTreeMap::new(),
+                dirty_ranges: 0,
+                lost: BTreeSet::new(),
             }),
             syncing: Mutex::new(()),
             epoch: AtomicU64::new(0),
@@ -114,15 +179,28 @@ impl Segments {
             _ => StoreError::io(&name, "opening")(e),
         })?;
         if s.open.len() >= OPEN_MAX {
-            let keep = s.dirty.clone();
-            s.open.retain(|n, _| keep.contains(n));
+            let State { open, dirty, .. } = &mut *s;
+            open.retain(|n, _| dirty.contains_key(n));
         }
         s.open.insert(segment, Arc::clone(&f));
         Ok(f)
     }
 
+    /// A segment for the large stream.
     fn new_segment(&self, s: &mut State) -> Result<u32, StoreError> {
+        if let Some(n) = s.next.take() {
+            return Ok(n);
+        }
         let n = s.next_segment;
+        s.next_segment = n
+            .checked_add(1)
+            .ok_or_else(|| StoreError::Refused("out of segment numbers".into()))?;
+        let f = self.make(n)?;
+        s.open.insert(n, f);
+        Ok(n)
+    }
+
+    fn make(&self, n: u32) -> Result<Arc<dyn DiskFile>, StoreError> {
         let name = file_name(n);
         let f = self
             .disk
@@ -130,12 +208,30 @@ impl Segments {
             .map_err(StoreError::io(&name, "creating"))?;
         self.disk
             .sync_dir("data")
-            .map_err(StoreError::io("data", "syncing"))?;
-        s.next_segment = n
-            .checked_add(1)
-            .ok_or_else(|| StoreError::Refused("out of segment numbers".into()))?;
-        s.open.insert(n, f);
-        Ok(n)
+            .map_err(StoreError::sync("data"))?;
+        Ok(f)
+    }
+
+    /// Makes the next segment when the present one is nearly full, so that no writer waits for the host to do it.
+    /// A failure shows when the segment is needed.
+    pub fn make_next(&self) {
+        let (n, epoch) = {
+            let mut s = self.state();
+            let near = s.large.end > 0 && s.large.end - s.large.next < AHEAD;
+            if !near || s.next.is_some() || s.hold || s.next_segment == u32::MAX {
+                return;
+            }
+            s.next_segment += 1;
+            (s.next_segment - 1, self.epoch())
+        };
+        if let Ok(f) = self.make(n) {
+            let mut s = self.state();
+            // A collection that began meanwhile may take the file for an old one, and remove it.
+            if epoch == self.epoch() {
+                s.open.insert(n, f);
+                s.next = Some(n);
+            }
+        }
     }
 
     /// Finds room for `len` bytes (at most a segment); the caller writes there and then refers to it.
@@ -160,7 +256,6 @@ impl Segments {
                     s.pool.insert((key.0, key.1 + want), have - want);
                 }
                 s.pool_bytes -= want;
-                s.dirty.insert(key.0);
                 return Ok(Place {
                     segment: key.0,
                     offset: key.1,
@@ -202,19 +297,27 @@ impl Segments {
             offset: c.next,
         };
         c.next += want;
-        s.dirty.insert(place.segment);
         Ok(place)
     }
 
-    /// Writes bytes at a place.
+    /// Writes bytes at a place that nothing refers to yet.
     ///
     /// # Errors
     /// What the host says.
     pub fn write(&self, place: Place, bytes: &[u8]) -> Result<(), StoreError> {
         let file = self.file(place.segment)?;
-        self.state().dirty.insert(place.segment);
         file.write_at(bytes, place.offset)
-            .map_err(StoreError::io(&file_name(place.segment), "writing"))
+            .map_err(StoreError::io(&file_name(place.segment), "writing"))?;
+        // Not before: somebody else's sync meanwhile would take the mark, but perhaps not the bytes. And a range that is
+        // marked may be written again from what the host shows, which must be all of it.
+        let end = place.offset + bytes.len() as u64;
+        self.state().add_dirty(place.segment, [(place.offset, end)]);
+        Ok(())
+    }
+
+    /// True when so many separate ranges wait for a sync that one should come soon.
+    pub fn is_crowded(&self) -> bool {
+        self.state().dirty_ranges > RANGES_MAX
     }
 
     /// Reads bytes from a place.
@@ -230,20 +333,51 @@ impl Segments {
     /// Makes every segment that was written durable.
     ///
     /// # Errors
-    /// What the host says; what was not synced stays marked.
+    /// What the host says; what was not synced stays marked. The next call writes it again before it syncs: a host that
+    /// failed to write pages counts them as clean, and a second sync alone would say that all is well.
     pub fn sync(&self) -> Result<(), StoreError> {
         let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let dirty = std::mem::take(&mut self.state().dirty);
-        let mut left = dirty.clone();
-        for n in &dirty {
-            let done = self
-                .file(*n)
-                .and_then(|f| f.sync().map_err(StoreError::io(&file_name(*n), "syncing")));
-            if let Err(e) = done {
-                self.state().dirty.extend(left);
-                return Err(e);
+        let (mut dirty, lost) = {
+            let mut s = self.state();
+            s.dirty_ranges = 0;
+            (std::mem::take(&mut s.dirty), s.lost.clone())
+        };
+        let mut result = Ok(());
+        while let Some((n, ranges)) = dirty.pop_first() {
+            let done = self.sync_one(n, &ranges, lost.contains(&n));
+            let mut s = self.state();
+            match done {
+                Ok(()) => {
+                    s.lost.remove(&n);
+                }
+                Err((e, is_lost)) => {
+                    s.add_dirty(n, ranges.0);
+                    if is_lost {
+                        s.lost.insert(n);
+                    }
+                    for (n, ranges) in std::mem::take(&mut dirty) {
+                        s.add_dirty(n, ranges.0);
+                    }
+                    result = Err(e);
+                }
             }
-            left.remove(n);
+        }
+        result
+    }
+
+    /// Syncs a segment. With an error: whether its ranges must be written again.
+    fn sync_one(&self, n: u32, ranges: &Ranges, lost: bool) -> Result<(), (StoreError, bool)> {
+        let file = self.file(n).map_err(|e| (e, lost))?;
+        if lost {
+            rewrite(n, file.as_ref(), ranges).map_err(|e| (e, true))?;
+        }
+        if let Err(e) = file.sync() {
+            // At once, as the host still has the bytes in its cache.
+            let again = rewrite(n, file.as_ref(), ranges);
+            if let Err(e) = &again {
+                tracing::error!(segment = n, error = %e, "what a failed sync may have lost could not be written again yet");
+            }
+            return Err((StoreError::sync(&file_name(n))(e), again.is_err()));
         }
         Ok(())
     }
@@ -320,6 +454,9 @@ impl Segments {
             if large.2 > 0 {
                 ends.insert(large.0, large.1);
             }
+            if let Some(n) = s.next {
+                ends.insert(n, 0);
+            }
             ends.insert(u32::MAX, u64::from(s.next_segment));
         }
         ends
@@ -337,9 +474,14 @@ impl Segments {
 
     /// Removes a whole segment that nothing refers to.
     pub fn remove(&self, segment: u32) {
+        // A sync that runs would not find it.
+        let _none = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut s = self.state();
         s.open.remove(&segment);
-        s.dirty.remove(&segment);
+        s.lost.remove(&segment);
+        if let Some(r) = s.dirty.remove(&segment) {
+            s.dirty_ranges = s.dirty_ranges.saturating_sub(r.0.len());
+        }
         drop(s);
         if let Err(e) = self.disk.remove(&file_name(segment)) {
             tracing::warn!(segment, error = %e, "could not remove an empty segment");

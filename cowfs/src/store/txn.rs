@@ -4,16 +4,16 @@ use std::ops::ControlFlow;
 use std::sync::MutexGuard;
 
 use super::error::StoreError;
-use super::{Core, Store, log};
+use super::{Core, Ordering, Store, log, pages};
 use crate::fs::{Extent, FsError, Kv};
 use crate::tree::{self, PageId};
 
-/// Pages that a batch may need at most: a few dozen changes of trees a few levels high.
+/// Pages that few batches need more of; below this the store takes only batches that free something.
 const RESERVE: u64 = 512;
-/// Below this the store takes only batches that free something.
-const RESERVE_FREEING: u64 = 64;
-/// Unflushed log beyond which batches are refused until a flush succeeds again.
-const LOG_MAX: usize = 128 << 20;
+/// Below this it takes none.
+const RESERVE_FREEING: u64 = pages::FLOOR + 64;
+/// Bytes of one batch's record at most.
+const RECORD_MAX: usize = 192 << 20;
 
 /// A batch in progress: holds the store's lock. Dropped without [`Txn::commit`], it leaves no trace.
 #[derive(Debug)]
@@ -52,9 +52,6 @@ impl<'a> Txn<'a> {
             && core.pages.bitmap.free() < RESERVE_FREEING
         {
             return Err(e);
-        }
-        if core.log_buf.len() > LOG_MAX {
-            return Err(StoreError::NoSpace);
         }
         let h = core
             .catalog
@@ -97,6 +94,9 @@ impl<'a> Txn<'a> {
     }
 
     fn write(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<bool, StoreError> {
+        if self.core.log_buf.len() - self.start > RECORD_MAX {
+            return Err(StoreError::NoSpace);
+        }
         if self.undo.is_empty() {
             // From here on an error leaves a tree that the undo list can be applied to.
             self.root = tree::own_root(&mut self.core.pages, self.root)?;
@@ -129,6 +129,11 @@ impl<'a> Txn<'a> {
     pub fn commit(mut self) -> u64 {
         self.done = true;
         let core = &mut *self.core;
+        if let Some(h) = core.catalog.heads.get_mut(&self.head) {
+            // Even when nothing changed: the root page may have been copied, and its old place given up.
+            h.root = self.root;
+            h.next_ino = self.next_ino;
+        }
         if self.undo.is_empty() {
             core.log_buf.truncate(self.start);
             return core.seq;
@@ -137,10 +142,6 @@ impl<'a> Txn<'a> {
         let len = u32::try_from(core.log_buf.len() - self.start - 4).unwrap_or(0);
         core.log_buf[self.start..self.start + 4].copy_from_slice(&len.to_le_bytes());
         core.log_buf[self.start + 5..self.start + 13].copy_from_slice(&core.seq.to_le_bytes());
-        if let Some(h) = core.catalog.heads.get_mut(&self.head) {
-            h.root = self.root;
-            h.next_ino = self.next_ino;
-        }
         for d in self.data.drain(..) {
             core.unsynced_bytes += u64::from(d.2);
             core.unsynced.push(d);
@@ -151,10 +152,15 @@ impl<'a> Txn<'a> {
         }
         core.garbage_bytes += self.garbage;
         let kick = core.log_buf.len() > 4 << 20
-            || core.unsynced.len() > 100_000
-            || core.pages.dirty_len() > super::commit::DIRTY_PAGES
-            || core.freed_bytes > super::commit::FREED_BYTES;
+            || core.unsynced.len() > 20_000
+            || core.pages.dirty_len() > super::background::DIRTY_PAGES
+            || core.freed_bytes > super::background::FREED_BYTES;
         let seq = core.seq;
+        if core.pages.bitmap.free() < super::background::GROW_AT / 2
+            && !self.store.no_room.load(Ordering::Relaxed)
+        {
+            self.store.want(|w| w.grow = true);
+        }
         if kick {
             self.store.want(|w| w.flush = true);
         }
@@ -162,6 +168,12 @@ impl<'a> Txn<'a> {
     }
 
     fn abort(&mut self) {
+        self.core.pages.floor = 0;
+        self.take_back();
+        self.core.pages.floor = pages::FLOOR;
+    }
+
+    fn take_back(&mut self) {
         while let Some((key, old)) = self.undo.pop() {
             let back = match &old {
                 Some(v) => tree::insert(&mut self.core.pages, self.root, &key, v),

@@ -1,10 +1,9 @@
 //! Differences of two trees.
 
 use std::cmp::Ordering;
-use std::ops::ControlFlow;
 
 use super::cursor::Cursor;
-use super::{PageId, Pages, read_at};
+use super::{OnDifference, PageId, Pages, read_at};
 
 /// What comes next in a tree.
 enum Next<'a> {
@@ -81,12 +80,11 @@ impl Side {
 /// # Errors
 ///
 /// Those of the store, and [`Corrupt`](super::TreeError::Corrupt).
-#[allow(clippy::type_complexity)]
 pub fn diff<P: Pages>(
     p: &mut P,
     a: PageId,
     b: PageId,
-    f: &mut dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> ControlFlow<()>,
+    f: &mut OnDifference<'_>,
 ) -> Result<(), P::Error> {
     if a == b {
         return Ok(());

@@ -39,6 +39,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub use diff::diff;
@@ -115,6 +116,13 @@ pub trait Pages {
         false
     }
 }
+
+/// What a scan hands each entry to, key and value, until it breaks.
+pub type OnEntry<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+/// What a walk of everything hands each entry to.
+pub type OnEach<'a> = dyn FnMut(&[u8], &[u8]) + 'a;
+/// What [`diff()`] hands each key to that differs, with its value on either side, until it breaks.
+pub type OnDifference<'a> = dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> ControlFlow<()> + 'a;
 
 fn corrupt(page: PageId, what: &'static str) -> TreeError {
     TreeError::Corrupt { page, what }

@@ -318,7 +318,7 @@ impl World {
         let want = want.flatten().map(|(k, v)| (k.clone(), v.clone()));
         assert_eq!(got, want);
         let mut got = Model::new();
-        let to = (n % 3 > 0).then_some(key.as_slice());
+        let to = (!n.is_multiple_of(3)).then_some(key.as_slice());
         scan(&mut self.mem, self.root, &other, to, &mut |k, v| {
             got.insert(k.to_vec(), v.to_vec());
             ControlFlow::Continue(())

@@ -1,9 +1,7 @@
 //! Walks: range scans, marking for garbage collection, verification.
 
-use std::ops::ControlFlow;
-
 use super::cursor::Cursor;
-use super::{PageId, Pages, read_at};
+use super::{OnEach, OnEntry, PageId, Pages, read_at};
 
 /// Calls `f` with all entries in `from..to` in ascending order, until it breaks.
 ///
@@ -16,7 +14,7 @@ pub fn scan<P: Pages>(
     root: PageId,
     from: &[u8],
     to: Option<&[u8]>,
-    f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    f: &mut OnEntry<'_>,
 ) -> Result<(), P::Error> {
     if root == 0 || to.is_some_and(|to| from >= to) {
         return Ok(());
@@ -77,7 +75,7 @@ pub fn mark<P: Pages>(
     p: &mut P,
     root: PageId,
     visit_page: &mut dyn FnMut(PageId, bool) -> Visit,
-    mut visit_entry: Option<&mut dyn FnMut(&[u8], &[u8])>,
+    mut visit_entry: Option<&mut OnEach<'_>>,
 ) -> Result<(), P::Error> {
     if root == 0 {
         return Ok(());
