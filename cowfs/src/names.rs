@@ -12,10 +12,11 @@ pub const NAME_MAX: usize = 200;
 pub fn check(name: &str) -> Result<(), StoreError> {
     let why = if name.is_empty() || name.len() > NAME_MAX {
         "it must have 1 to 200 bytes"
-    } else if name == "latest" || name.contains("@{") {
-        "'latest' and '@{' have a meaning of their own"
-    } else if name.starts_with('-') || name.starts_with('.') {
-        "it must not begin with '-' or '.'"
+    } else if ["latest", "HEAD"].contains(&name) || name.contains("@{") {
+        "'latest', 'HEAD' and '@{' have a meaning of their own"
+    } else if name.starts_with(['-', '.', '@']) {
+        // A mount shows '@NAME' for a checkpoint.
+        "it must not begin with '-', '.' or '@'"
     } else if name
         .chars()
         .any(|c| c.is_control() || c.is_whitespace() || "/#".contains(c))
@@ -125,7 +126,9 @@ mod tests {
         for bad in [
             "",
             "latest",
+            "HEAD",
             "@{-1}",
+            "@x",
             "-x",
             "a/b",
             "a b",
