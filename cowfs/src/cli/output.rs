@@ -7,10 +7,10 @@ use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, SCHEMA
 use crate::names::timestamp;
 use crate::store::{CheckReport, Origin};
 
-/// Prints an error; under `--json` as JSON on stdout, so that whoever parses it need not read two streams.
+/// Prints an error, under `--json` as JSON.
 pub(super) fn failure(f: &Failure, json: bool) {
     if json {
-        println!(
+        eprintln!(
             "{}",
             json!({"schema": SCHEMA, "error": f.message, "exit_code": f.code})
         );
@@ -22,7 +22,7 @@ pub(super) fn failure(f: &Failure, json: bool) {
 /// Prints a plain success.
 pub(super) fn done(cli: &Cli, message: &str) {
     if cli.json {
-        println!("{}", json!({"schema": SCHEMA, "ok": true}));
+        json(json!({"ok": true}));
     } else {
         eprintln!("{message}");
     }
@@ -90,7 +90,10 @@ fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
 /// Prints what a command was answered.
 pub(super) fn answer(cli: &Cli, a: &Answer) {
     if cli.json {
-        json(serde_json::to_value(a).unwrap_or_default());
+        match a {
+            Answer::Done => json(json!({"ok": true})),
+            a => json(serde_json::to_value(a).unwrap_or_default()),
+        }
         return;
     }
     let stats = |us: u64| {
@@ -135,8 +138,16 @@ pub(super) fn answer(cli: &Cli, a: &Answer) {
                 println!("{c} {}", e.path);
             }
         }
-        Answer::Restored { paths, elapsed_us } => {
-            eprintln!("restored {paths} paths");
+        Answer::Restored {
+            paths,
+            failed,
+            elapsed_us,
+        } => {
+            for f in failed {
+                eprintln!("cowfs: {}: {}", f.path, f.error);
+            }
+            let s = if *paths == 1 { "" } else { "s" };
+            eprintln!("restored {paths} path{s}");
             stats(*elapsed_us);
         }
         Answer::Gc {

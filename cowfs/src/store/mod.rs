@@ -165,7 +165,7 @@ impl Store {
     /// # Errors
     /// Exists, or what the host says.
     pub fn init(dir: &Path) -> Result<(), StoreError> {
-        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
         let name = dir.display().to_string();
         if dir.join(superblock::FILE).exists() {
             return Err(StoreError::Exists(format!(
@@ -174,6 +174,15 @@ impl Store {
         }
         match std::fs::read_dir(dir) {
             Ok(mut entries) => {
+                // Whoever owns the directory, or the symlink to it, could put something else in its place.
+                let own = nix::unistd::geteuid().as_raw();
+                for meta in [dir.metadata(), dir.symlink_metadata()] {
+                    if meta.map_err(StoreError::io(&name, "reading"))?.uid() != own {
+                        return Err(StoreError::Refused(format!(
+                            "{name} belongs to another user; a store's directory must be one's own"
+                        )));
+                    }
+                }
                 if entries.next().is_some() {
                     return Err(StoreError::Exists(format!(
                         "{name} is not empty; give a new or empty directory"
@@ -181,7 +190,13 @@ impl Store {
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(dir).map_err(StoreError::io(&name, "creating"))?;
+                if let Some(up) = dir.parent() {
+                    std::fs::create_dir_all(up).map_err(StoreError::io(&name, "creating"))?;
+                }
+                std::fs::DirBuilder::new()
+                    .mode(0o700)
+                    .create(dir)
+                    .map_err(StoreError::io(&name, "creating"))?;
             }
             Err(e) => return Err(StoreError::io(&name, "reading")(e)),
         }
@@ -461,6 +476,21 @@ impl Store {
         Ok(())
     }
 
+    /// Finds a root in the catalog and pins it under the same lock, so that nobody can delete it in between. Returns what
+    /// `find` returned; [`Store::unpin_root`] lets the root go.
+    ///
+    /// # Errors
+    /// What `find` refuses; when the store has stopped.
+    pub fn pin_found<T>(
+        &self,
+        find: impl FnOnce(&Catalog) -> Result<(PageId, T), StoreError>,
+    ) -> Result<(PageId, T), StoreError> {
+        let mut core = self.core()?;
+        let (root, value) = find(&core.catalog)?;
+        *core.pinned.entry(root).or_insert(0) += 1;
+        Ok((root, value))
+    }
+
     /// Lets a root go.
     pub fn unpin_root(&self, root: PageId) {
         if let Ok(mut core) = self.core()
@@ -483,7 +513,8 @@ impl Store {
         self.wake.notify_all();
     }
 
-    /// What differs between two trees, key by key; the lock is taken for the whole of it.
+    /// What differs between two trees, key by key. Both must be fixed and pinned: the lock is taken for each page only, so
+    /// that the filesystem goes on meanwhile.
     ///
     /// # Errors
     /// Corrupt, or what the host says.
@@ -493,7 +524,7 @@ impl Store {
         b: PageId,
         f: &mut dyn FnMut(&[u8], Option<&[u8]>, Option<&[u8]>) -> std::ops::ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        crate::tree::diff(&mut self.core()?.pages, a, b, f)
+        crate::tree::diff(&mut PageByPage(self), a, b, f)
     }
 
     /// Asks the background thread to collect garbage.
@@ -526,6 +557,27 @@ impl Store {
             gc_runs: self.gc_runs.load(Ordering::Relaxed),
         })
     }
+}
+
+/// The pages of fixed trees, with the lock taken for one page at a time.
+struct PageByPage<'a>(&'a Store);
+
+impl crate::tree::Pages for PageByPage<'_> {
+    type Error = StoreError;
+
+    fn read(&mut self, id: PageId) -> Result<Arc<crate::tree::Page>, StoreError> {
+        crate::tree::Pages::read(&mut self.0.core()?.pages, id)
+    }
+
+    fn modify(&mut self, _: PageId) -> Result<(PageId, &mut crate::tree::Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn alloc(&mut self) -> Result<(PageId, &mut crate::tree::Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn release(&mut self, _: PageId) {}
 }
 
 /// Reads and checks the blob of a commit.
