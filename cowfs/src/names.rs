@@ -42,6 +42,23 @@ pub fn automatic(catalog: &Catalog, prefix: &str, now_us: i64) -> String {
     name
 }
 
+/// A time in UTC for people, to the second.
+pub fn clock(us: i64) -> String {
+    let t = timestamp(us);
+    // The year may have more digits than four.
+    let (date, time) = t.split_once('T').unwrap_or((&t, ""));
+    let (year, day) = date.split_at(date.len().saturating_sub(4));
+    let part = |s: &str, at: usize| s.get(at..at + 2).unwrap_or_default().to_owned();
+    format!(
+        "{year}-{}-{} {}:{}:{}Z",
+        part(day, 0),
+        part(day, 2),
+        part(time, 0),
+        part(time, 2),
+        part(time, 4)
+    )
+}
+
 /// A time in UTC, to the microsecond (civil-from-days, Howard Hinnant).
 pub fn timestamp(us: i64) -> String {
     let (secs, micros) = (us.div_euclid(1_000_000), us.rem_euclid(1_000_000));
@@ -119,6 +136,7 @@ mod tests {
         assert_eq!(timestamp(0), "19700101T000000.000000Z");
         assert_eq!(timestamp(1_709_210_096_000_007), "20240229T123456.000007Z");
         assert_eq!(timestamp(-1), "19691231T235959.999999Z");
+        assert_eq!(clock(1_709_210_096_000_007), "2024-02-29 12:34:56Z");
     }
 
     #[test]

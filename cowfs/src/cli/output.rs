@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::args::{Cli, Command};
 use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, SCHEMA};
-use crate::names::timestamp;
+use crate::names::clock;
 use crate::store::{CheckReport, Origin};
 
 /// Prints an error, under `--json` as JSON.
@@ -209,7 +209,7 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
                     "name" | "head" => h.name.clone(),
                     "kind" => "head".into(),
                     "parent" => h.parent.clone().unwrap_or_default(),
-                    "created" => timestamp(h.created_us),
+                    "created" => clock(h.created_us),
                     "mounted" => h
                         .mounted_at
                         .as_ref()
@@ -234,9 +234,15 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
                     },
                     "head" => k.head.clone(),
                     "parent" => k.parent.clone().unwrap_or_default(),
-                    "created" => timestamp(k.created_us),
+                    "created" => clock(k.created_us),
                     "tags" => tags.join(","),
                     "pinned" => k.pinned.to_string(),
+                    "mounted" => k
+                        .mounted_at
+                        .iter()
+                        .map(|m| m.display().to_string())
+                        .collect::<Vec<_>>()
+                        .join(","),
                     _ => String::new(),
                 })
                 .collect(),

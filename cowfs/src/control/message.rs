@@ -107,6 +107,7 @@ pub struct CheckpointInfo {
     pub tags: BTreeMap<String, String>,
     pub pinned: bool,
     pub origin: Origin,
+    pub mounted_at: Vec<PathBuf>,
 }
 
 /// One difference between two trees.

@@ -153,6 +153,7 @@ impl Service {
     }
 
     pub(super) fn list(&self) -> Result<Answer, Failure> {
+        let mounts = crate::mount::lock(&self.mounts);
         let c = self.store.catalog()?;
         let name_of = |id: Option<u64>| {
             id.and_then(|id| c.checkpoints.get(&id))
@@ -165,7 +166,7 @@ impl Service {
                 name: name.clone(),
                 parent: name_of(h.parent),
                 created_us: h.created_us,
-                mounted_at: self.mounted(name).map(|m| m.mountpoint().to_path_buf()),
+                mounted_at: head_of(&mounts, name).map(|m| m.mountpoint().to_path_buf()),
             })
             .collect();
         let checkpoints = c
@@ -180,6 +181,11 @@ impl Service {
                 tags: k.tags.clone(),
                 pinned: k.pinned,
                 origin: k.origin,
+                mounted_at: mounts
+                    .iter()
+                    .filter(|(_, m)| m.checkpoint == Some(k.id))
+                    .map(|(at, _)| at.clone())
+                    .collect(),
             })
             .collect();
         Ok(Answer::List { heads, checkpoints })
