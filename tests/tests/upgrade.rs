@@ -1,6 +1,7 @@
 //! Upgrades: what they start, what is in their way, and how they come back.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -272,6 +273,8 @@ fn a_full_disk_does_not_keep_it_from_going_back() {
     assert_eq!(report["state"], "rolled_back");
     let log = fs::read_to_string(l.store().join("upgrades/up.rollback.log")).expect("a log");
     assert!(log.contains("looking"), "{log}");
+    let reserved = l.store().join("upgrades/up.rollback.log").metadata();
+    assert!(reserved.expect("a log").blocks() < 100, "it is given back");
     let record = fs::read(l.store().join("upgrades/up.json")).expect("a record");
     assert_eq!(json(&record)["state"], "rolled_back", "{report}");
     for f in fs::read_dir(&disk).expect("a disk").flatten() {

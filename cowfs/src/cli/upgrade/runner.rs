@@ -108,9 +108,14 @@ impl Runner {
         &self.path
     }
 
-    /// Takes an unused log away, with what was reserved for it.
+    /// Gives back what was reserved, and takes an unused log away.
     pub fn end(&self) {
-        if self.way_back.metadata().is_ok_and(|m| m.len() == 0) {
+        let Ok(len) = self.way_back.metadata().map(|m| m.len()) else {
+            return;
+        };
+        // At the same length, what lies behind the end goes.
+        let _ = self.way_back.set_len(len);
+        if len == 0 {
             let _ = std::fs::remove_file(&self.way_back_path);
         }
     }
