@@ -9,6 +9,7 @@ pub mod fault;
 pub mod fs;
 pub mod fuse;
 pub mod mount;
+mod mountinfo;
 pub mod names;
 pub mod service;
 pub mod store;

@@ -12,10 +12,11 @@ pub const NAME_MAX: usize = 200;
 pub fn check(name: &str) -> Result<(), StoreError> {
     let why = if name.is_empty() || name.len() > NAME_MAX {
         "it must have 1 to 200 bytes"
-    } else if name == "latest" || name.contains("@{") {
-        "'latest' and '@{' have a meaning of their own"
-    } else if name.starts_with('-') || name.starts_with('.') {
-        "it must not begin with '-' or '.'"
+    } else if ["latest", "HEAD"].contains(&name) || name.contains("@{") {
+        "'latest', 'HEAD' and '@{' have a meaning of their own"
+    } else if name.starts_with(['-', '.', '@']) {
+        // A mount shows '@NAME' for a checkpoint.
+        "it must not begin with '-', '.' or '@'"
     } else if name
         .chars()
         .any(|c| c.is_control() || c.is_whitespace() || "/#".contains(c))
@@ -39,6 +40,23 @@ pub fn automatic(catalog: &Catalog, prefix: &str, now_us: i64) -> String {
         name = format!("{base}-{n}");
     }
     name
+}
+
+/// A time in UTC for people, to the second.
+pub fn clock(us: i64) -> String {
+    let t = timestamp(us);
+    // The year may have more digits than four.
+    let (date, time) = t.split_once('T').unwrap_or((&t, ""));
+    let (year, day) = date.split_at(date.len().saturating_sub(4));
+    let part = |s: &str, at: usize| s.get(at..at + 2).unwrap_or_default().to_owned();
+    format!(
+        "{year}-{}-{} {}:{}:{}Z",
+        part(day, 0),
+        part(day, 2),
+        part(time, 0),
+        part(time, 2),
+        part(time, 4)
+    )
 }
 
 /// A time in UTC, to the microsecond (civil-from-days, Howard Hinnant).
@@ -118,6 +136,7 @@ mod tests {
         assert_eq!(timestamp(0), "19700101T000000.000000Z");
         assert_eq!(timestamp(1_709_210_096_000_007), "20240229T123456.000007Z");
         assert_eq!(timestamp(-1), "19691231T235959.999999Z");
+        assert_eq!(clock(1_709_210_096_000_007), "2024-02-29 12:34:56Z");
     }
 
     #[test]
@@ -125,7 +144,9 @@ mod tests {
         for bad in [
             "",
             "latest",
+            "HEAD",
             "@{-1}",
+            "@x",
             "-x",
             "a/b",
             "a b",

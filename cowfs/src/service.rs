@@ -1,25 +1,65 @@
 //! A store in service: what the commands ask for, on mounted heads or on a store nobody has mounted.
 
+mod changes;
 mod diff;
+mod options;
 mod restore;
+mod unmount;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use crate::control::{Answer, CheckpointInfo, Failure, HeadInfo, MountSpec, Request};
+use crate::control::{Answer, Failure, MountSpec, Request};
 use crate::fuse::{self, MountOptions};
-use crate::mount::{Atime, MountFs, Undo, What};
+use crate::mount::{MountFs, What};
 use crate::names;
-use crate::store::{Catalog, CatalogOp, Store, StoreError, now_us};
+use crate::store::{CatalogOp, Store, now_us};
+use crate::tree::PageId;
+use changes::free_name;
+use options::parse_options;
+
+/// A mount in service.
+#[derive(Debug)]
+struct Served {
+    fs: Arc<MountFs>,
+    /// The head, or `@CHECKPOINT` as it was named then.
+    shown: String,
+    /// Number of the checkpoint that is shown.
+    checkpoint: Option<u64>,
+    /// The kernel let it go; what it had is being written.
+    ended: bool,
+}
+
+type Mounts = HashMap<PathBuf, Served>;
+
+/// The mount of a head.
+fn head_of(mounts: &Mounts, head: &str) -> Option<Arc<MountFs>> {
+    mounts
+        .values()
+        .find(|m| m.checkpoint.is_none() && m.fs.name() == head)
+        .map(|m| Arc::clone(&m.fs))
+}
+
+/// Keeps a tree from garbage collection for as long as it lives.
+struct Pinned<'a> {
+    store: &'a Store,
+    root: PageId,
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        self.store.unpin_root(self.root);
+    }
+}
 
 /// A store in service.
 #[derive(Debug)]
 pub struct Service {
     store: Arc<Store>,
     dir: PathBuf,
-    mounts: Mutex<HashMap<PathBuf, Arc<MountFs>>>,
+    mounts: Mutex<Mounts>,
     /// Told when a mount is gone.
     gone: Condvar,
 }
@@ -82,22 +122,7 @@ impl Service {
             ..MountOptions::default()
         };
         let atime = parse_options(&spec.options, &mut options)?;
-        let catalog = self.store.catalog()?;
-        let what = match (&spec.head, &spec.at) {
-            (head, Some(at)) => {
-                let c = names::resolve(&catalog, head.as_deref(), at)?;
-                What::Fixed(c.root, c.name.clone())
-            }
-            (head, None) => {
-                let head = head.clone().unwrap_or_else(|| "main".into());
-                if !catalog.heads.contains_key(&head) {
-                    return Err(Failure::new(format!(
-                        "there is no head {head}; 'cowfs list' shows them"
-                    )));
-                }
-                What::Head(head)
-            }
-        };
+        // Held until the mount is known, so that what is shown cannot be deleted meanwhile.
         let mut mounts = crate::mount::lock(&self.mounts);
         if mounts.contains_key(&target) {
             return Err(Failure::new(format!(
@@ -105,20 +130,35 @@ impl Service {
                 target.display()
             )));
         }
-        let shown = match &what {
-            What::Head(h) => {
-                if let Some(m) = mounts.values().find(|m| !m.is_fixed() && m.name() == h) {
-                    return Err(Failure::new(format!(
-                        "head {h} is mounted at {} already; a clone can be mounted beside it",
-                        m.mountpoint().display()
-                    )));
-                }
-                h.clone()
+        let mut pinned = None;
+        let mut checkpoint = None;
+        let (what, shown) = if let Some(at) = &spec.at {
+            let (root, (id, name)) = self.store.pin_found(|c| {
+                let k = names::resolve(c, spec.head.as_deref(), at)?;
+                Ok((k.root, (k.id, k.name.clone())))
+            })?;
+            pinned = Some(Pinned {
+                store: &self.store,
+                root,
+            });
+            checkpoint = Some(id);
+            options.read_only = true;
+            let shown = format!("@{name}");
+            (What::Fixed(root, name), shown)
+        } else {
+            let head = spec.head.clone().unwrap_or_else(|| "main".into());
+            if !self.store.catalog()?.heads.contains_key(&head) {
+                return Err(Failure::new(format!(
+                    "there is no head {head}; 'cowfs list' shows them"
+                )));
             }
-            What::Fixed(_, name) => {
-                options.read_only = true;
-                format!("@{name}")
+            if let Some(m) = head_of(&mounts, &head) {
+                return Err(Failure::new(format!(
+                    "head {head} is mounted at {} already; a clone can be mounted beside it",
+                    m.mountpoint().display()
+                )));
             }
+            (What::Head(head.clone()), head)
         };
         options.source = format!("{}#{shown}", self.dir.display());
         let fs = MountFs::new(
@@ -128,10 +168,24 @@ impl Service {
             options.read_only,
             atime,
         )?;
-        let session = fuse::mount(&target, &options)?;
+        // The mount has a pin of its own now.
+        drop(pinned);
+        let session = match fuse::mount(&target, &options) {
+            Ok(s) => s,
+            Err(e) => {
+                fs.close();
+                return Err(e.into());
+            }
+        };
         fs.begin_service(session.notifier())
             .map_err(|e| Failure::new(format!("no thread for the mount: {e}")))?;
-        mounts.insert(target.clone(), Arc::clone(&fs));
+        let served = Served {
+            fs: Arc::clone(&fs),
+            shown,
+            checkpoint,
+            ended: false,
+        };
+        mounts.insert(target.clone(), served);
         drop(mounts);
         let service = Arc::clone(self);
         let key = target.clone();
@@ -141,12 +195,18 @@ impl Service {
                 if let Err(e) = session.run(fs.clone()) {
                     tracing::error!(error = %e, mountpoint = %key.display(), "the mount ended");
                 }
+                if let Some(m) = crate::mount::lock(&service.mounts).get_mut(&key) {
+                    m.ended = true;
+                }
                 fs.close();
                 crate::mount::lock(&service.mounts).remove(&key);
                 service.gone.notify_all();
             });
         if let Err(e) = spawned {
             let _ = fuse::unmount(&target, true);
+            if let Some(m) = crate::mount::lock(&self.mounts).remove(&target) {
+                m.fs.close();
+            }
             return Err(Failure::new(format!("no thread for the mount: {e}")));
         }
         // The first request is answered when the mount works.
@@ -171,16 +231,6 @@ impl Service {
         self.finish()
     }
 
-    /// Unmounts everything that is mounted, also when it is in use (for SIGTERM).
-    pub fn unmount_all(&self) {
-        let targets: Vec<PathBuf> = crate::mount::lock(&self.mounts).keys().cloned().collect();
-        for t in targets {
-            if let Err(e) = fuse::unmount(&t, true) {
-                tracing::error!(error = %e, mountpoint = %t.display(), "could not be unmounted");
-            }
-        }
-    }
-
     /// Ends the background work and commits.
     ///
     /// # Errors
@@ -191,10 +241,7 @@ impl Service {
     }
 
     fn mounted(&self, head: &str) -> Option<Arc<MountFs>> {
-        crate::mount::lock(&self.mounts)
-            .values()
-            .find(|m| !m.is_fixed() && m.name() == head)
-            .map(Arc::clone)
+        head_of(&crate::mount::lock(&self.mounts), head)
     }
 
     /// Does what a request asks.
@@ -233,7 +280,7 @@ impl Service {
                 })
             }
             Request::List => self.list(),
-            Request::Diff { head, a, b } => diff::diff(&self.store, head.as_deref(), &a, &b),
+            Request::Diff { head, a, b } => diff::diff(self, head.as_deref(), &a, &b),
             Request::Restore {
                 head,
                 checkpoint,
@@ -272,230 +319,6 @@ impl Service {
         }
     }
 
-    /// A catalog change that is durable when it returns.
-    fn catalog_op(
-        &self,
-        make: impl FnOnce(&Catalog) -> Result<CatalogOp, StoreError>,
-    ) -> Result<Answer, Failure> {
-        let ((), seq) = self.store.change(|c| Ok((make(c)?, ())), |(), _| ())?;
-        self.store.flush(seq)?;
-        Ok(Answer::Done)
-    }
-
-    fn checkpoint(
-        &self,
-        head: String,
-        name: Option<String>,
-        tags: std::collections::BTreeMap<String, String>,
-        wait: bool,
-    ) -> Result<Answer, Failure> {
-        let start = Instant::now();
-        if let Some(n) = &name {
-            names::check(n)?;
-        }
-        if let Some(m) = self.mounted(&head) {
-            m.sync_kernel()
-                .map_err(|e| Failure::new(format!("bringing mapped pages back failed: {e}")))?;
-        }
-        let (name, seq) = self.store.change(
-            |c| {
-                let now = now_us();
-                let name = match name {
-                    Some(n) => n,
-                    None => names::automatic(c, "", now),
-                };
-                free_name(c, &name)?;
-                if !c.heads.contains_key(&head) {
-                    return Err(StoreError::NotFound(format!("there is no head {head}")));
-                }
-                let op = CatalogOp::Checkpoint {
-                    head: head.clone(),
-                    id: c.next_checkpoint,
-                    name: name.clone(),
-                    tags,
-                    created_us: now,
-                };
-                Ok((op, name))
-            },
-            |_, _| (),
-        )?;
-        let elapsed_us = micros(start);
-        if wait {
-            self.store.flush(seq)?;
-        }
-        Ok(Answer::Checkpoint {
-            name,
-            head,
-            elapsed_us,
-            durable: wait,
-        })
-    }
-
-    fn rollback(
-        &self,
-        head: String,
-        checkpoint: &str,
-        discard: bool,
-        dry_run: bool,
-        keep_as: Option<String>,
-    ) -> Result<Answer, Failure> {
-        let start = Instant::now();
-        let catalog = self.store.catalog()?;
-        if !catalog.heads.contains_key(&head) {
-            return Err(Failure::new(format!("there is no head {head}")));
-        }
-        let target = names::resolve(&catalog, Some(&head), checkpoint)?;
-        if let Some(k) = &keep_as {
-            names::check(k)?;
-            free_name(&catalog, k)?;
-        }
-        let undo = match (discard, keep_as) {
-            (true, _) => Undo::Discard,
-            (false, Some(k)) => Undo::Keep(k),
-            (false, None) => Undo::Keep(names::automatic(&catalog, "left-", now_us())),
-        };
-        let left_behind = match &undo {
-            Undo::Keep(n) => Some(n.clone()),
-            Undo::Discard => None,
-        };
-        if dry_run {
-            let mut steps = vec![format!(
-                "head {head} goes back to checkpoint {} of {}",
-                target.name,
-                names::timestamp(target.created_us)
-            )];
-            steps.push(match &left_behind {
-                Some(_) => "its present state stays as a checkpoint named left-<time>".into(),
-                None => "its present state is discarded".into(),
-            });
-            return Ok(Answer::Plan { steps });
-        }
-        let (seq, elapsed_us) = if let Some(m) = self.mounted(&head) {
-            let done = m.rollback(target.id, &undo, start)?;
-            (done.seq, done.elapsed_us)
-        } else {
-            let id = target.id;
-            let ((), seq) = self.store.change(
-                |c| {
-                    let left = left_behind.clone().map(|n| (c.next_checkpoint, n));
-                    let op = CatalogOp::Rollback {
-                        head: head.clone(),
-                        to: id,
-                        left,
-                        created_us: now_us(),
-                    };
-                    Ok((op, ()))
-                },
-                |(), _| (),
-            )?;
-            (seq, micros(start))
-        };
-        self.store.flush(seq)?;
-        if discard {
-            self.store.want_gc();
-        }
-        Ok(Answer::Rollback {
-            name: target.name.clone(),
-            head,
-            left_behind,
-            elapsed_us,
-        })
-    }
-
-    fn list(&self) -> Result<Answer, Failure> {
-        let c = self.store.catalog()?;
-        let name_of = |id: Option<u64>| {
-            id.and_then(|id| c.checkpoints.get(&id))
-                .map(|k| k.name.clone())
-        };
-        let heads = c
-            .heads
-            .iter()
-            .map(|(name, h)| HeadInfo {
-                name: name.clone(),
-                parent: name_of(h.parent),
-                created_us: h.created_us,
-                mounted_at: self.mounted(name).map(|m| m.mountpoint().to_path_buf()),
-            })
-            .collect();
-        let checkpoints = c
-            .checkpoints
-            .values()
-            .map(|k| CheckpointInfo {
-                name: k.name.clone(),
-                head: k.head.clone(),
-                parent: name_of(k.parent),
-                created_us: k.created_us,
-                tags: k.tags.clone(),
-                pinned: k.pinned,
-                origin: k.origin,
-            })
-            .collect();
-        Ok(Answer::List { heads, checkpoints })
-    }
-
-    fn rename(&self, from: &str, to: &str) -> Result<Answer, Failure> {
-        names::check(to)?;
-        if self.mounted(from).is_some() {
-            return Err(Failure::new(format!(
-                "head {from} is mounted; unmount it first"
-            )));
-        }
-        self.catalog_op(|c| {
-            free_name(c, to)?;
-            if c.heads.contains_key(from) {
-                return Ok(CatalogOp::RenameHead {
-                    head: from.to_owned(),
-                    name: to.to_owned(),
-                });
-            }
-            Ok(CatalogOp::Rename {
-                id: names::resolve(c, None, from)?.id,
-                name: to.to_owned(),
-            })
-        })
-    }
-
-    fn delete(&self, name: &str) -> Result<Answer, Failure> {
-        if self.mounted(name).is_some() {
-            return Err(Failure::new(format!(
-                "head {name} is mounted; unmount it first"
-            )));
-        }
-        let shown = crate::mount::lock(&self.mounts)
-            .values()
-            .any(|m| m.is_fixed() && m.name() == name);
-        if shown {
-            return Err(Failure::new(format!(
-                "checkpoint {name} is mounted; unmount it first"
-            )));
-        }
-        let answer = self.catalog_op(|c| {
-            if c.heads.contains_key(name) {
-                if c.heads.len() == 1 {
-                    return Err(StoreError::Refused(
-                        "the last head cannot be deleted".into(),
-                    ));
-                }
-                return Ok(CatalogOp::DeleteHead {
-                    head: name.to_owned(),
-                });
-            }
-            // Only a full name: a beginning could come to mean another one.
-            let k = c.checkpoint_named(name).ok_or_else(|| {
-                StoreError::NotFound(format!("there is no checkpoint or head {name}"))
-            })?;
-            if k.pinned {
-                return Err(StoreError::Refused(format!(
-                    "checkpoint {name} is pinned; 'cowfs unpin' it first"
-                )));
-            }
-            Ok(CatalogOp::Delete { id: k.id })
-        })?;
-        self.store.want_gc();
-        Ok(answer)
-    }
-
     fn stats(&self) -> Result<Answer, Failure> {
         let mounts = crate::mount::lock(&self.mounts);
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -509,90 +332,8 @@ impl Service {
             store: self.store.stats()?,
             pid: std::process::id(),
             rss_bytes: rss_kb * 1024,
-            requests: mounts.values().map(|m| m.requests()).sum(),
+            requests: mounts.values().map(|m| m.fs.requests()).sum(),
             mounts: mounts.keys().cloned().collect(),
         })
-    }
-
-    fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<Answer, Failure> {
-        let mounts = crate::mount::lock(&self.mounts);
-        if !mounts.contains_key(mountpoint) {
-            return Err(Failure::new(format!(
-                "{} is not mounted",
-                mountpoint.display()
-            )));
-        }
-        drop(mounts);
-        fuse::unmount(mountpoint, lazy).map_err(|e| {
-            let hint = if e.raw_os_error() == Some(libc::EBUSY) {
-                "; programs use it: stop them, or use --lazy"
-            } else {
-                ""
-            };
-            Failure::new(format!("{}: {e}{hint}", mountpoint.display()))
-        })?;
-        // The mount's thread is done when all that it had is in the store.
-        let mut mounts = crate::mount::lock(&self.mounts);
-        while !lazy && mounts.contains_key(mountpoint) {
-            mounts = self
-                .gone
-                .wait(mounts)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-        drop(mounts);
-        self.store.sync()?;
-        Ok(Answer::Done)
-    }
-}
-
-fn free_name(c: &Catalog, name: &str) -> Result<(), StoreError> {
-    if c.is_taken(name) {
-        return Err(StoreError::Exists(format!("the name {name} is taken")));
-    }
-    Ok(())
-}
-
-/// Reads mount options as behind `-o`.
-fn parse_options(list: &[String], o: &mut MountOptions) -> Result<Atime, Failure> {
-    let mut atime = Atime::Relative;
-    for opt in list {
-        match opt.split_once('=') {
-            None => match opt.as_str() {
-                "ro" => o.read_only = true,
-                "rw" | "suid" | "dev" | "exec" | "defaults" => {}
-                "noatime" => {
-                    o.noatime = true;
-                    atime = Atime::None;
-                }
-                "relatime" => atime = Atime::Relative,
-                "strictatime" => atime = Atime::Strict,
-                "nosuid" => o.nosuid = true,
-                "nodev" => o.nodev = true,
-                "noexec" => o.noexec = true,
-                _ => return Err(unknown_option(opt)),
-            },
-            Some(("threads", n)) => {
-                o.threads = n
-                    .parse()
-                    .ok()
-                    .filter(|n| (1..=64).contains(n))
-                    .ok_or_else(|| unknown_option(opt))?;
-            }
-            Some(("readahead_kb", n)) => {
-                o.readahead_kb = n.parse().map_err(|_| unknown_option(opt))?;
-            }
-            Some(("spin_us", n)) => o.spin_us = n.parse().map_err(|_| unknown_option(opt))?,
-            Some(_) => return Err(unknown_option(opt)),
-        }
-    }
-    Ok(atime)
-}
-
-fn unknown_option(opt: &str) -> Failure {
-    Failure {
-        code: 2,
-        message: format!(
-            "mount option {opt:?} is not known; there are ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=1..64, readahead_kb=N, spin_us=N"
-        ),
     }
 }

@@ -23,6 +23,8 @@ pub fn binary() -> PathBuf {
 #[derive(Debug)]
 pub struct Live {
     dir: TempDir,
+    /// The store is on a small filesystem of its own.
+    small: bool,
 }
 
 impl Live {
@@ -32,8 +34,36 @@ impl Live {
             .prefix("cowfs-test-")
             .tempdir_in("/var/tmp")
             .expect("a directory");
+        Self::with(dir, false)
+    }
+
+    /// As [`Live::new`], the store on an ext4 of so many MiB.
+    pub fn small(mib: u64) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("cowfs-test-")
+            .tempdir_in("/var/tmp")
+            .expect("a directory");
+        let (image, disk) = (dir.path().join("image"), dir.path().join("disk"));
+        std::fs::create_dir(&disk).expect("a directory");
+        std::fs::File::create(&image)
+            .and_then(|f| f.set_len(mib << 20))
+            .expect("an image");
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-m0"])
+            .arg(&image)
+            .status();
+        assert!(made.expect("mkfs.ext4").success());
+        let mounted = Command::new("mount")
+            .args(["-o", "loop"])
+            .args([&image, &disk])
+            .status();
+        assert!(mounted.expect("mount").success());
+        Self::with(dir, true)
+    }
+
+    fn with(dir: TempDir, small: bool) -> Self {
         std::fs::create_dir(dir.path().join("mnt")).expect("a mount point");
-        let live = Self { dir };
+        let live = Self { dir, small };
         live.run(&["init", live.store().to_str().expect("a name")]);
         live.mount(&[]);
         live
@@ -41,7 +71,8 @@ impl Live {
 
     /// The store's directory.
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        let up = if self.small { "disk/store" } else { "store" };
+        self.dir.path().join(up)
     }
 
     /// A path below the mount point.
@@ -150,5 +181,9 @@ impl Drop for Live {
     fn drop(&mut self) {
         let _ = self.try_run(&["unmount", "--lazy", &self.mnt()], &[]);
         let _ = nix::mount::umount2(Path::new(&self.mnt()), nix::mount::MntFlags::MNT_DETACH);
+        if self.small {
+            let disk = self.dir.path().join("disk");
+            let _ = nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH);
+        }
     }
 }

@@ -14,7 +14,7 @@ fn exit_codes() {
     let code = |args: &[&str]| l.try_run(args, &[]).status.code();
     let (store, mnt) = (l.store().display().to_string(), l.mnt());
     assert_eq!(code(&["list", "/var"]), Some(10));
-    assert_eq!(code(&["list"]), Some(2));
+    assert_eq!(code(&["rollback", &mnt]), Some(2));
     assert_eq!(code(&["check", &store]), Some(11));
     assert_eq!(code(&["rollback", &mnt, "no such"]), Some(1));
     assert_eq!(code(&["init", &store]), Some(1));

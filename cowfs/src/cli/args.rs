@@ -19,6 +19,11 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// Columns of `list`.
+pub const COLUMNS: [&str; 8] = [
+    "name", "kind", "head", "parent", "created", "tags", "pinned", "mounted",
+];
+
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -97,13 +102,13 @@ pub enum Command {
     },
     /// List heads and checkpoints
     List {
-        /// Store or mount point
-        target: PathBuf,
+        /// Store or mount point (the one store that is mounted)
+        target: Option<PathBuf>,
         /// Leave the heading out
         #[arg(long)]
         no_headers: bool,
-        /// Columns: name, kind, head, parent, created, tags, pinned, mounted
-        #[arg(short, value_delimiter = ',', value_name = "COL,...")]
+        /// Columns
+        #[arg(short, value_delimiter = ',', value_name = "COL,...", value_parser = COLUMNS)]
         output: Vec<String>,
     },
     /// Show what differs between two checkpoints or heads (HEAD is the present state)
@@ -167,8 +172,8 @@ pub enum Command {
     },
     /// Give back what nothing refers to any more, now
     Gc {
-        /// Store or mount point
-        target: PathBuf,
+        /// Store or mount point (the one store that is mounted)
+        target: Option<PathBuf>,
     },
     /// Check a store that is not mounted
     Check {
@@ -177,8 +182,8 @@ pub enum Command {
     },
     /// Show numbers about a store
     Stats {
-        /// Store or mount point
-        target: PathBuf,
+        /// Store or mount point (the one store that is mounted)
+        target: Option<PathBuf>,
     },
     /// Stop, checkpoint, upgrade, start and check a service; roll back by itself if that fails
     Upgrade(UpgradeArgs),
@@ -222,7 +227,7 @@ pub struct UpgradeArgs {
     /// Name of the upgrade and of its checkpoint (made of the time if there is none)
     #[arg(long)]
     pub name: Option<String>,
-    /// Roll back an upgrade that was killed half way
+    /// End an upgrade that was killed half way: roll it back, unless it was found good already
     #[arg(long)]
     pub resume: bool,
     /// Only say what would be done

@@ -1,7 +1,6 @@
 //! Starting and being the daemon of a store.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use super::args::Cli;
 use super::output;
 use crate::control::{self, Answer, Client, Failure, MountSpec, Pending, Request};
 use crate::service::Service;
+use crate::store::{StoreError, superblock};
 
 /// How long the process waits, when all is done, for the last answers to be taken.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -41,6 +41,9 @@ pub(super) fn mount(
         code: 10,
         message: format!("{}: {e}", store.display()),
     })?;
+    if !store.join(superblock::FILE).is_file() {
+        return Err(StoreError::NoStore(store.display().to_string()).into());
+    }
     if let Some(mut c) = Client::connect(&store)? {
         if foreground {
             return Err(Failure {
@@ -79,7 +82,6 @@ pub(super) fn mount(
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(log)
-                .process_group(0)
                 .spawn()
                 .map_err(|e| Failure::new(format!("starting the daemon: {e}")))?;
             let gone = || {
@@ -151,7 +153,10 @@ fn open(store: &Path) -> Result<(Arc<Service>, Arc<Pending>), Failure> {
 /// The daemon itself: reads what to mount from stdin, answers on stdout, serves.
 pub(super) fn child(store: &Path) -> Result<u8, Failure> {
     log_to_stderr();
-    let _ = nix::unistd::setsid();
+    // The starting process does not make it the leader of a group, which could not leave the caller's session.
+    if let Err(e) = nix::unistd::setsid() {
+        tracing::warn!(error = %e, "still in the session of whoever started it");
+    }
     let mut line = String::new();
     std::io::stdin()
         .read_line(&mut line)

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::args::Cli;
 use super::output;
 use crate::control::Failure;
+use crate::store::{Store, StoreError, superblock};
 
 struct Finding {
     name: &'static str,
@@ -23,6 +24,20 @@ fn kernel() -> (u32, u32, String) {
         .split(|c: char| !c.is_ascii_digit())
         .map(|p| p.parse().unwrap_or(0));
     (n.next().unwrap_or(0), n.next().unwrap_or(0), release)
+}
+
+/// Tries it in a file without a name, so that nothing that is there can be meant.
+fn can_make_holes(dir: &Path) -> std::io::Result<()> {
+    use nix::fcntl::FallocateFlags;
+    use std::os::unix::fs::OpenOptionsExt;
+    let f = std::fs::File::options()
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(dir)?;
+    f.set_len(8192)?;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(nix::fcntl::fallocate(&f, flags, 0, 4096)?)
 }
 
 /// Prints the table; 1 if something is missing that nothing works without.
@@ -87,27 +102,20 @@ pub(super) fn run(cli: &Cli, store: Option<&Path>) -> Result<u8, Failure> {
         },
     ];
     if let Some(dir) = store {
-        let probe = dir.join(".doctor");
-        let holes = std::fs::File::create(&probe)
-            .and_then(|f| {
-                f.set_len(8192)?;
-                let flags = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
-                    | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
-                nix::fcntl::fallocate(&f, flags, 0, 4096).map_err(Into::into)
-            })
-            .map_err(|e| e.to_string());
-        let _ = std::fs::remove_file(&probe);
-        list.push(Finding {
-            name: "the store's disk can make holes",
-            ok: holes.is_ok(),
-            needed: false,
-            found: holes.map_or_else(|e| e, |()| "yes".into()),
-            without: "the space of deleted files is used again only in part",
-        });
-        let lock = crate::store::Store::open(dir).map(|_| ());
+        if dir.join(superblock::FILE).is_file() {
+            let holes = can_make_holes(dir).map_err(|e| e.to_string());
+            list.push(Finding {
+                name: "the store's disk can make holes",
+                ok: holes.is_ok(),
+                needed: false,
+                found: holes.map_or_else(|e| e, |()| "yes".into()),
+                without: "the space of deleted files is used again only in part",
+            });
+        }
+        let lock = Store::open(dir).map(|_| ());
         list.push(Finding {
             name: "the store opens",
-            ok: matches!(lock, Ok(()) | Err(crate::store::StoreError::Locked)),
+            ok: matches!(lock, Ok(()) | Err(StoreError::Locked)),
             needed: true,
             found: lock.map_or_else(|e| e.to_string(), |()| "yes".into()),
             without: "it cannot be mounted",

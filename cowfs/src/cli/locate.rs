@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::control::{Answer, Client, Failure, Request};
+use crate::mountinfo::{self, Entry};
 use crate::service::Service;
 use crate::store::superblock;
 
@@ -15,48 +16,48 @@ pub(super) struct Target {
     pub mount: Option<(PathBuf, String)>,
 }
 
-/// Undoes the octal escapes of /proc/self/mountinfo.
-fn unescape(s: &str) -> String {
-    let b = s.as_bytes();
-    let mut out = Vec::with_capacity(b.len());
-    let mut i = 0;
-    while i < b.len() {
-        let octal = b
-            .get(i + 1..i + 4)
-            .and_then(|d| std::str::from_utf8(d).ok());
-        match octal.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            Some(c) if b[i] == b'\\' => {
-                out.push(c);
-                i += 4;
-            }
-            _ => {
-                out.push(b[i]);
-                i += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+fn mounts() -> Result<Vec<Entry>, Failure> {
+    mountinfo::of("self").map_err(|e| Failure::new(format!("/proc/self/mountinfo: {e}")))
 }
 
-/// Store and what is shown, of the cowfs that is mounted at exactly this path (the topmost).
-fn mounted_at(path: &Path, mountinfo: &str) -> Option<(PathBuf, String)> {
-    mountinfo.lines().rev().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let point = unescape(left.split(' ').nth(4)?);
-        if Path::new(&point) != path {
-            return None;
+/// The one store that is mounted, by the first of its mounts.
+fn only(mounts: &[Entry]) -> Result<Target, Failure> {
+    let mut found: Vec<Target> = Vec::new();
+    for m in mounts {
+        if let Some((store, shown)) = &m.cowfs
+            && !found.iter().any(|t| t.store == *store)
+        {
+            found.push(Target {
+                store: store.clone(),
+                mount: Some((m.point.clone(), shown.clone())),
+            });
         }
-        let mut right = right.split(' ');
-        if right.next()? != "fuse.cowfs" {
-            return None;
-        }
-        let source = unescape(right.next()?);
-        let (store, shown) = source.rsplit_once('#')?;
-        Some((PathBuf::from(store), shown.to_owned()))
-    })
+    }
+    if found.len() == 1
+        && let Some(t) = found.pop()
+    {
+        return Ok(t);
+    }
+    let message = if found.is_empty() {
+        "no cowfs is mounted: say which store or mount point".into()
+    } else {
+        format!(
+            "{} stores are mounted: say which store or mount point",
+            found.len()
+        )
+    };
+    Err(Failure { code: 2, message })
 }
 
 impl Target {
+    /// As [`Target::of`]; without a path the one store that is mounted on this machine.
+    pub fn of_or_only(path: Option<&Path>) -> Result<Self, Failure> {
+        match path {
+            Some(p) => Self::of(p),
+            None => only(&mounts()?),
+        }
+    }
+
     /// Finds the store that a path means: a mount point, or the store's own directory.
     pub fn of(path: &Path) -> Result<Self, Failure> {
         // A dead mount cannot be looked into, so the path is made absolute by its parent.
@@ -79,9 +80,7 @@ impl Target {
                 _ => path.to_path_buf(),
             },
         };
-        let info = std::fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|e| Failure::new(format!("/proc/self/mountinfo: {e}")))?;
-        if let Some((store, shown)) = mounted_at(&full, &info) {
+        if let Some((store, shown)) = mountinfo::mounted_at(&full, &mounts()?) {
             return Ok(Self {
                 store,
                 mount: Some((full, shown)),
@@ -148,15 +147,27 @@ impl Target {
 mod tests {
     use super::*;
 
+    fn found(info: &str) -> Result<PathBuf, Failure> {
+        only(&mountinfo::parse(info.as_bytes())).map(|t| t.store)
+    }
+
     #[test]
-    fn finds_the_topmost_mount() {
-        let info = "36 35 98:0 / /mnt/a\\040b rw - fuse.cowfs /st\\040ore#main rw\n\
-                    37 35 98:0 / /mnt/c rw - ext4 /dev/x rw\n\
-                    38 35 98:0 / /mnt/a\\040b rw - fuse.cowfs /other#@one rw\n";
+    fn without_a_path_there_must_be_one_store() {
+        let a = "36 35 98:0 / /a rw - fuse.cowfs /sa#main rw\n";
+        let second = "37 35 98:0 / /a2 rw - fuse.cowfs /sa#@one rw\n";
+        let other = "38 35 98:0 / /b rw - fuse.cowfs /sb#main rw\n";
+        assert_eq!(found(a).expect("one"), PathBuf::from("/sa"));
         assert_eq!(
-            mounted_at(Path::new("/mnt/a b"), info),
-            Some(("/other".into(), "@one".into()))
+            found(&format!("{a}{second}")).expect("one"),
+            PathBuf::from("/sa")
         );
-        assert_eq!(mounted_at(Path::new("/mnt/c"), info), None);
+        for (info, says) in [
+            (String::new(), "no cowfs is mounted"),
+            (format!("{a}{other}"), "2 stores are mounted"),
+        ] {
+            let e = found(&info).expect_err("not one");
+            assert_eq!(e.code, 2);
+            assert!(e.message.contains(says), "{e}");
+        }
     }
 }

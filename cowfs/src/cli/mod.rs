@@ -5,24 +5,28 @@ mod daemon;
 mod doctor;
 mod locate;
 mod output;
+mod sys;
 mod upgrade;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::control::{Answer, Failure, MountSpec, Request};
+use crate::control::{Failure, MountSpec, Request};
 use crate::store::Store;
 use args::{Cli, Command};
 use locate::Target;
 
 /// Runs the command and returns its exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(c) => c,
+        Err(e) => return usage(&e),
+    };
     let json = cli.json;
     match run(&cli) {
         Ok(code) => ExitCode::from(code),
@@ -31,6 +35,21 @@ pub fn main() -> ExitCode {
             ExitCode::from(f.code)
         }
     }
+}
+
+/// Prints what clap has to say: help and version as they are, errors under `--json` as JSON.
+fn usage(e: &clap::Error) -> ExitCode {
+    let json = std::env::args_os()
+        .take_while(|a| a != "--")
+        .any(|a| a == "--json");
+    if e.use_stderr() && json {
+        let text = e.render().to_string();
+        let message = text.trim().trim_start_matches("error: ").to_owned();
+        output::failure(&Failure { code: 2, message }, true);
+    } else if let Err(e) = e.print() {
+        eprintln!("cowfs: {e}");
+    }
+    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
 fn run(cli: &Cli) -> Result<u8, Failure> {
@@ -77,7 +96,7 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
             let answer = target.ask(&request)?;
             waiting.finish_and_clear();
             output::answer(cli, &answer);
-            Ok(0)
+            Ok(answer.code())
         }
     }
 }
@@ -163,7 +182,7 @@ fn request(command: &Command) -> Result<(Target, Request), Failure> {
             };
             (t, r)
         }
-        Command::List { target, .. } => (Target::of(target)?, Request::List),
+        Command::List { target, .. } => (Target::of_or_only(target.as_deref())?, Request::List),
         Command::Diff { target, a, b } => {
             let t = Target::of(target)?;
             let r = Request::Diff {
@@ -220,8 +239,8 @@ fn request(command: &Command) -> Result<(Target, Request), Failure> {
         Command::Delete { target, name } => {
             (Target::of(target)?, Request::Delete { name: name.clone() })
         }
-        Command::Gc { target } => (Target::of(target)?, Request::Gc),
-        Command::Stats { target } => (Target::of(target)?, Request::Stats),
+        Command::Gc { target } => (Target::of_or_only(target.as_deref())?, Request::Gc),
+        Command::Stats { target } => (Target::of_or_only(target.as_deref())?, Request::Stats),
         _ => return Err(Failure::new("this command asks nobody")),
     })
 }
@@ -252,7 +271,7 @@ fn unmount(cli: &Cli, mountpoint: &Path, lazy: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn check(cli: &Cli, path: &PathBuf) -> Result<u8, Failure> {
+fn check(cli: &Cli, path: &Path) -> Result<u8, Failure> {
     if Target::of(path)?.client()?.is_some() {
         return Err(Failure {
             code: 11,
@@ -274,9 +293,4 @@ fn check(cli: &Cli, path: &PathBuf) -> Result<u8, Failure> {
     bar.finish_and_clear();
     output::check(cli, &report);
     Ok(u8::from(!report.problems.is_empty()))
-}
-
-/// Asks for something in the course of another command.
-fn ask(target: &Target, request: &Request) -> Result<Answer, Failure> {
-    target.ask(request)
 }

@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 
 use super::args::{Cli, Command};
 use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, SCHEMA};
-use crate::names::timestamp;
+use crate::names::clock;
 use crate::store::{CheckReport, Origin};
 
-/// Prints an error; under `--json` as JSON on stdout, so that whoever parses it need not read two streams.
+/// Prints an error, under `--json` as JSON.
 pub(super) fn failure(f: &Failure, json: bool) {
     if json {
-        println!(
+        eprintln!(
             "{}",
             json!({"schema": SCHEMA, "error": f.message, "exit_code": f.code})
         );
@@ -22,7 +22,7 @@ pub(super) fn failure(f: &Failure, json: bool) {
 /// Prints a plain success.
 pub(super) fn done(cli: &Cli, message: &str) {
     if cli.json {
-        println!("{}", json!({"schema": SCHEMA, "ok": true}));
+        json(json!({"ok": true}));
     } else {
         eprintln!("{message}");
     }
@@ -90,7 +90,10 @@ fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
 /// Prints what a command was answered.
 pub(super) fn answer(cli: &Cli, a: &Answer) {
     if cli.json {
-        json(serde_json::to_value(a).unwrap_or_default());
+        match a {
+            Answer::Done => json(json!({"ok": true})),
+            a => json(serde_json::to_value(a).unwrap_or_default()),
+        }
         return;
     }
     let stats = |us: u64| {
@@ -135,8 +138,16 @@ pub(super) fn answer(cli: &Cli, a: &Answer) {
                 println!("{c} {}", e.path);
             }
         }
-        Answer::Restored { paths, elapsed_us } => {
-            eprintln!("restored {paths} paths");
+        Answer::Restored {
+            paths,
+            failed,
+            elapsed_us,
+        } => {
+            for f in failed {
+                eprintln!("cowfs: {}: {}", f.path, f.error);
+            }
+            let s = if *paths == 1 { "" } else { "s" };
+            eprintln!("restored {paths} path{s}");
             stats(*elapsed_us);
         }
         Answer::Gc {
@@ -198,7 +209,7 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
                     "name" | "head" => h.name.clone(),
                     "kind" => "head".into(),
                     "parent" => h.parent.clone().unwrap_or_default(),
-                    "created" => timestamp(h.created_us),
+                    "created" => clock(h.created_us),
                     "mounted" => h
                         .mounted_at
                         .as_ref()
@@ -223,9 +234,15 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
                     },
                     "head" => k.head.clone(),
                     "parent" => k.parent.clone().unwrap_or_default(),
-                    "created" => timestamp(k.created_us),
+                    "created" => clock(k.created_us),
                     "tags" => tags.join(","),
                     "pinned" => k.pinned.to_string(),
+                    "mounted" => k
+                        .mounted_at
+                        .iter()
+                        .map(|m| m.display().to_string())
+                        .collect::<Vec<_>>()
+                        .join(","),
                     _ => String::new(),
                 })
                 .collect(),

@@ -99,6 +99,7 @@ pub struct HeadInfo {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "as in the catalog")]
 pub struct CheckpointInfo {
+    pub id: u64,
     pub name: String,
     pub head: String,
     pub parent: Option<String>,
@@ -106,6 +107,7 @@ pub struct CheckpointInfo {
     pub tags: BTreeMap<String, String>,
     pub pinned: bool,
     pub origin: Origin,
+    pub mounted_at: Vec<PathBuf>,
 }
 
 /// One difference between two trees.
@@ -131,12 +133,22 @@ pub enum DiffKind {
     Attributes,
 }
 
+/// A path that was not restored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NotRestored {
+    /// As it was given.
+    pub path: String,
+    /// Why.
+    pub error: String,
+}
+
 /// An answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Answer {
     Checkpoint {
+        id: u64,
         name: String,
         head: String,
         elapsed_us: u64,
@@ -161,6 +173,7 @@ pub enum Answer {
     },
     Restored {
         paths: u64,
+        failed: Vec<NotRestored>,
         elapsed_us: u64,
     },
     Gc {
@@ -181,6 +194,17 @@ pub enum Answer {
     },
     Done,
     Error(Failure),
+}
+
+impl Answer {
+    /// The exit code that it means.
+    pub fn code(&self) -> u8 {
+        match self {
+            Answer::Restored { failed, .. } if !failed.is_empty() => 3,
+            Answer::Error(f) => f.code,
+            _ => 0,
+        }
+    }
 }
 
 impl From<GcReport> for Answer {

@@ -66,6 +66,9 @@ pub(crate) fn fail<T>(errno: i32) -> Result<T, FsError> {
     Err(FsError::Errno(errno))
 }
 
+/// Called with the entries of a scan until it breaks.
+pub type OnEntry<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// The key-value tree that a filesystem lives in.
 pub trait Kv {
     /// Calls `f` with the value of a key, if it is there; tells whether it is.
@@ -75,12 +78,7 @@ pub trait Kv {
     /// Removes a key; tells whether it was there.
     fn del(&mut self, key: &[u8]) -> Result<bool, FsError>;
     /// Calls `f` with the entries in `from..to` in ascending order until it breaks.
-    fn scan(
-        &mut self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), FsError>;
+    fn scan(&mut self, from: &[u8], to: &[u8], f: &mut OnEntry<'_>) -> Result<(), FsError>;
     /// The entry with the greatest key in `from..before`.
     #[allow(clippy::type_complexity, reason = "a key and a value")]
     fn last_before(

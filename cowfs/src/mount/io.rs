@@ -225,12 +225,12 @@ impl MountFs {
             let i = inode::load(t, ino)?;
             let appends_to =
                 (offset >= i.size && offset.saturating_sub(i.size) < BLOCK).then_some(i.size);
-            let start = if offset % BLOCK != 0 && offset / BLOCK * BLOCK < i.size {
+            let start = if !offset.is_multiple_of(BLOCK) && offset / BLOCK * BLOCK < i.size {
                 offset / BLOCK * BLOCK
             } else {
                 offset
             };
-            let stop = if end % BLOCK != 0 && end < i.size {
+            let stop = if !end.is_multiple_of(BLOCK) && end < i.size {
                 end.next_multiple_of(BLOCK).min(i.size)
             } else {
                 end

@@ -11,16 +11,25 @@ use crate::fs::{self, FsError};
 /// Records removed in one batch: the store's lock is held for each.
 const STEP: usize = 128;
 
+/// An inode of a view.
+type Lost = (Arc<View>, u64);
+
 /// The thread that removes what takes more than one batch.
 #[derive(Debug, Default)]
 pub(super) struct Reaper {
-    thread: Mutex<Option<(Sender<(Arc<View>, u64)>, JoinHandle<()>)>>,
+    thread: Mutex<Option<Worker>>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    give: Sender<Lost>,
+    thread: JoinHandle<()>,
 }
 
 impl Reaper {
     /// Begins the thread.
     pub fn start(&self, fs: &Arc<MountFs>) -> std::io::Result<()> {
-        let (send, receive) = channel::<(Arc<View>, u64)>();
+        let (give, receive) = channel::<Lost>();
         let fs: Weak<MountFs> = Arc::downgrade(fs);
         let thread = std::thread::Builder::new()
             .name("cowfs-reaper".into())
@@ -30,7 +39,7 @@ impl Reaper {
                     fs.reap_logged(&view, ino);
                 }
             })?;
-        *lock(&self.thread) = Some((send, thread));
+        *lock(&self.thread) = Some(Worker { give, thread });
         Ok(())
     }
 
@@ -38,14 +47,14 @@ impl Reaper {
     fn give(&self, view: &Arc<View>, ino: u64) -> bool {
         lock(&self.thread)
             .as_ref()
-            .is_some_and(|(send, _)| send.send((Arc::clone(view), ino)).is_ok())
+            .is_some_and(|w| w.give.send((Arc::clone(view), ino)).is_ok())
     }
 
     /// Lets the thread finish what it has, and ends it.
     pub fn stop(&self) {
-        let thread = lock(&self.thread).take();
-        if let Some((send, thread)) = thread {
-            drop(send);
+        let worker = lock(&self.thread).take();
+        if let Some(Worker { give, thread }) = worker {
+            drop(give);
             // It cannot have anything to tell.
             let _ = thread.join();
         }

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
+use super::{Pinned, Service};
 use crate::control::{Answer, DiffEntry, DiffKind, Failure};
 use crate::fs::{Inode, Kv, ROOT_INO, key};
 use crate::names;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::tree::PageId;
 
 /// What changed of one inode.
@@ -17,37 +17,47 @@ struct Touched {
     attributes: bool,
 }
 
-/// The root of a checkpoint or, by its name or as `HEAD`, of a head.
-fn root_of(store: &Store, head: Option<&str>, name: &str) -> Result<PageId, StoreError> {
-    let catalog = store.catalog()?;
+/// The tree of a checkpoint or, by its name or as `HEAD`, of a head, pinned.
+fn tree_of<'a>(
+    service: &'a Service,
+    head: Option<&str>,
+    name: &str,
+) -> Result<Pinned<'a>, Failure> {
     let head_name = if name == "HEAD" {
         head.unwrap_or("main")
     } else {
         name
     };
-    match catalog.heads.get(head_name) {
-        Some(h) => Ok(h.root),
-        None => Ok(names::resolve(&catalog, head, name)?.root),
+    let store = &service.store;
+    if store.catalog()?.heads.contains_key(head_name) {
+        return fixed(service, head_name);
     }
+    let (root, ()) = store.pin_found(|c| Ok((names::resolve(c, head, name)?.root, ())))?;
+    Ok(Pinned { store, root })
+}
+
+/// The present state of a head.
+fn fixed<'a>(service: &'a Service, head: &str) -> Result<Pinned<'a>, Failure> {
+    if let Some(m) = service.mounted(head) {
+        m.sync_kernel()
+            .map_err(|e| Failure::new(format!("bringing mapped pages back failed: {e}")))?;
+    }
+    let store = &service.store;
+    let root = store.pin_head(head)?;
+    Ok(Pinned { store, root })
 }
 
 type Entries = BTreeMap<(u64, Vec<u8>), (Option<u64>, Option<u64>)>;
 
 pub(super) fn diff(
-    store: &Arc<Store>,
+    service: &Service,
     head: Option<&str>,
     a: &str,
     b: &str,
 ) -> Result<Answer, Failure> {
-    let roots = [root_of(store, head, a)?, root_of(store, head, b)?];
-    for r in roots {
-        store.pin_root(r)?;
-    }
-    let result = compare(store, roots);
-    for r in roots {
-        store.unpin_root(r);
-    }
-    result.map(|entries| Answer::Diff { entries })
+    let (a, b) = (tree_of(service, head, a)?, tree_of(service, head, b)?);
+    let entries = compare(&service.store, [a.root, b.root])?;
+    Ok(Answer::Diff { entries })
 }
 
 fn compare(store: &Store, [a, b]: [PageId; 2]) -> Result<Vec<DiffEntry>, Failure> {

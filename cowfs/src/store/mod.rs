@@ -325,6 +325,21 @@ impl Store {
         Ok(root)
     }
 
+    /// Finds a root in the catalog and pins it under the same lock, so that nobody can delete it in between. Returns what
+    /// `find` returned; [`Store::unpin_root`] lets the root go.
+    ///
+    /// # Errors
+    /// What `find` refuses; when the store has stopped.
+    pub fn pin_found<T>(
+        &self,
+        find: impl FnOnce(&Catalog) -> Result<(PageId, T), StoreError>,
+    ) -> Result<(PageId, T), StoreError> {
+        let mut core = self.core()?;
+        let (root, value) = find(&core.catalog)?;
+        *core.pinned.entry(root).or_insert(0) += 1;
+        Ok((root, value))
+    }
+
     /// Lets a root go.
     pub fn unpin_root(&self, root: PageId) {
         if let Ok(mut core) = self.core()
@@ -347,7 +362,8 @@ impl Store {
         self.wake.notify_all();
     }
 
-    /// What differs between two trees, key by key; the lock is taken for the whole of it.
+    /// What differs between two trees, key by key. Both must be fixed and pinned: the lock is taken for each page only, so
+    /// that the filesystem goes on meanwhile.
     ///
     /// # Errors
     /// Corrupt, or what the host says.
@@ -357,7 +373,7 @@ impl Store {
         b: PageId,
         f: &mut crate::tree::OnDifference<'_>,
     ) -> Result<(), StoreError> {
-        crate::tree::diff(&mut self.core()?.pages, a, b, f)
+        crate::tree::diff(&mut PageByPage(self), a, b, f)
     }
 
     /// Asks the background thread to collect garbage.
@@ -390,4 +406,25 @@ impl Store {
             gc_runs: self.gc_runs.load(Ordering::Relaxed),
         })
     }
+}
+
+/// The pages of fixed trees, with the lock taken for one page at a time.
+struct PageByPage<'a>(&'a Store);
+
+impl crate::tree::Pages for PageByPage<'_> {
+    type Error = StoreError;
+
+    fn read(&mut self, id: PageId) -> Result<Arc<crate::tree::Page>, StoreError> {
+        crate::tree::Pages::read(&mut self.0.core()?.pages, id)
+    }
+
+    fn modify(&mut self, _: PageId) -> Result<(PageId, &mut crate::tree::Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn alloc(&mut self) -> Result<(PageId, &mut crate::tree::Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn release(&mut self, _: PageId) {}
 }

@@ -45,7 +45,7 @@ impl Store {
     /// # Errors
     /// Exists, or what the host says.
     pub fn init(dir: &Path) -> Result<(), StoreError> {
-        use std::os::unix::fs::PermissionsExt;
+        use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
         let name = dir.display().to_string();
         if dir.join(superblock::FILE).exists() {
             return Err(StoreError::Exists(format!(
@@ -54,6 +54,15 @@ impl Store {
         }
         match std::fs::read_dir(dir) {
             Ok(mut entries) => {
+                // Whoever owns the directory, or the symlink to it, could put something else in its place.
+                let own = nix::unistd::geteuid().as_raw();
+                for meta in [dir.metadata(), dir.symlink_metadata()] {
+                    if meta.map_err(StoreError::io(&name, "reading"))?.uid() != own {
+                        return Err(StoreError::Refused(format!(
+                            "{name} belongs to another user; a store's directory must be one's own"
+                        )));
+                    }
+                }
                 if entries.next().is_some() {
                     return Err(StoreError::Exists(format!(
                         "{name} is not empty; give a new or empty directory"
@@ -61,7 +70,13 @@ impl Store {
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(dir).map_err(StoreError::io(&name, "creating"))?;
+                if let Some(up) = dir.parent() {
+                    std::fs::create_dir_all(up).map_err(StoreError::io(&name, "creating"))?;
+                }
+                std::fs::DirBuilder::new()
+                    .mode(0o700)
+                    .create(dir)
+                    .map_err(StoreError::io(&name, "creating"))?;
             }
             Err(e) => return Err(StoreError::io(&name, "reading")(e)),
         }

@@ -1,6 +1,5 @@
 //! Batches on a head (all or nothing, one log record) and plain reads of any tree.
 
-use std::ops::ControlFlow;
 use std::sync::MutexGuard;
 
 use super::error::StoreError;
@@ -224,7 +223,7 @@ impl Kv for Txn<'_> {
         &mut self,
         from: &[u8],
         to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        f: &mut crate::fs::OnEntry<'_>,
     ) -> Result<(), FsError> {
         Ok(tree::scan(
             &mut self.core.pages,
@@ -310,7 +309,7 @@ impl Kv for ReadTxn<'_> {
         &mut self,
         from: &[u8],
         to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        f: &mut crate::fs::OnEntry<'_>,
     ) -> Result<(), FsError> {
         Ok(tree::scan(
             &mut self.core.pages,

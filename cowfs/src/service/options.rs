@@ -1,0 +1,50 @@
+//! Mount options as behind `-o`.
+
+use crate::control::Failure;
+use crate::fuse::MountOptions;
+use crate::mount::Atime;
+
+/// Reads mount options as behind `-o`.
+pub(super) fn parse_options(list: &[String], o: &mut MountOptions) -> Result<Atime, Failure> {
+    let mut atime = Atime::Relative;
+    for opt in list {
+        match opt.split_once('=') {
+            None => match opt.as_str() {
+                "ro" => o.read_only = true,
+                "rw" | "suid" | "dev" | "exec" | "defaults" => {}
+                "noatime" => {
+                    o.noatime = true;
+                    atime = Atime::None;
+                }
+                "relatime" => atime = Atime::Relative,
+                "strictatime" => atime = Atime::Strict,
+                "nosuid" => o.nosuid = true,
+                "nodev" => o.nodev = true,
+                "noexec" => o.noexec = true,
+                _ => return Err(unknown_option(opt)),
+            },
+            Some(("threads", n)) => {
+                o.threads = n
+                    .parse()
+                    .ok()
+                    .filter(|n| (1..=64).contains(n))
+                    .ok_or_else(|| unknown_option(opt))?;
+            }
+            Some(("readahead_kb", n)) => {
+                o.readahead_kb = n.parse().map_err(|_| unknown_option(opt))?;
+            }
+            Some(("spin_us", n)) => o.spin_us = n.parse().map_err(|_| unknown_option(opt))?,
+            Some(_) => return Err(unknown_option(opt)),
+        }
+    }
+    Ok(atime)
+}
+
+fn unknown_option(opt: &str) -> Failure {
+    Failure {
+        code: 2,
+        message: format!(
+            "mount option {opt:?} is not known; there are ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=1..64, readahead_kb=N, spin_us=N"
+        ),
+    }
+}
