@@ -93,7 +93,7 @@ impl Run {
                 Some(p) => d.walk(&split(&p)).and_then(|n| {
                     let len = [10, 500, 4096, 9000, 70_000][self.rng.below(5) as usize];
                     let off = [0, 0, 100, 4096, 5000][self.rng.below(5) as usize];
-                    let byte = self.rng.next() as u8;
+                    let byte = self.rng.draw() as u8;
                     d.write(n, off, &vec![byte; len])
                 }),
                 None => Ok(()),
@@ -140,7 +140,7 @@ impl Run {
                 self.disk.set_capacity(Some(self.disk.used_blocks() + room));
             }
             let one_in = 3 + self.rng.below(60);
-            let seed = self.rng.next();
+            let seed = self.rng.draw();
             self.disk
                 .fail_one_in((self.rng.below(4) > 0).then_some(one_in), seed);
             if self.rng.below(2) == 0 {

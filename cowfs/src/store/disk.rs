@@ -46,6 +46,8 @@ pub trait DiskFile: Send + Sync + Debug {
     fn write_at(&self, buf: &[u8], off: u64) -> io::Result<()>;
     /// Makes all that was written durable (fdatasync).
     fn sync(&self) -> io::Result<()>;
+    /// Starts writing a range to the disk, without waiting; only a hint.
+    fn start_writeback(&self, _off: u64, _len: u64) {}
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// True when the file has no bytes.
@@ -162,6 +164,14 @@ impl DiskFile for HostFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn start_writeback(&self, off: u64, len: u64) {
+        if let (Ok(off), Ok(len)) = (signed(off), signed(len))
+            && let Err(e) = super::sys::start_writeback(&self.file, off, len)
+        {
+            tracing::debug!(error = %e, "write-back was not started");
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

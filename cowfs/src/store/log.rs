@@ -32,7 +32,8 @@ use super::error::StoreError;
 /// Bytes of a chunk's header.
 const HEADER: usize = 64;
 const MAGIC: &[u8; 4] = b"CLG1";
-const BLOCK: u64 = 4096;
+const BLOCK_BYTES: usize = 4096;
+const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The log grows in steps of this many bytes, written as zeros, so that later chunks overwrite blocks that exist
 /// and their sync needs no journal commit of the host filesystem.
 const GROW: u64 = 1 << 20;
@@ -141,7 +142,7 @@ impl Log {
             .ok()
             .filter(|_| len <= MAX_PAYLOAD)
             .ok_or(StoreError::NoSpace)?;
-        let mut chunk = Vec::with_capacity(HEADER + len);
+        let mut chunk = Vec::with_capacity((HEADER + len).next_multiple_of(BLOCK_BYTES));
         chunk.extend_from_slice(MAGIC);
         chunk.extend_from_slice(&len32.to_le_bytes());
         chunk.extend_from_slice(&first.to_le_bytes());
@@ -153,7 +154,9 @@ impl Log {
         }
         let sum = chunk_sum(&chunk[..HEADER], &chunk[HEADER..]);
         chunk[40..56].copy_from_slice(&sum);
-        let end = self.pos + (chunk.len() as u64).next_multiple_of(BLOCK);
+        // Whole blocks: the host need not read the rest of the last one from its disk first.
+        chunk.resize(chunk.len().next_multiple_of(BLOCK_BYTES), 0);
+        let end = self.pos + chunk.len() as u64;
         let file = &self.files[self.active];
         if end > self.written[self.active] {
             let from = self.written[self.active];

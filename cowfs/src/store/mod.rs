@@ -18,6 +18,7 @@ pub mod pages;
 mod replay;
 pub mod segments;
 pub mod superblock;
+mod sys;
 mod txn;
 
 use std::collections::HashMap;

@@ -21,6 +21,9 @@ const POOL_MAX: usize = 64 * 1024;
 const AHEAD: u64 = 256 << 20;
 /// Ranges that wait for a sync at most, more or less (see [`Segments::is_crowded`]).
 const RANGES_MAX: usize = 32 * 1024;
+/// Writes from this size on may belong to a stream, whose write-back is started in steps of so many bytes.
+const STREAM_WRITE: u64 = 256 << 10;
+const STREAM_STEP: u64 = 8 << 20;
 /// Segment files kept open.
 const OPEN_MAX: usize = 256;
 
@@ -57,6 +60,36 @@ struct State {
     /// Segments whose last sync failed. The host counts what was to be written as clean from then on, so it must be
     /// written again before another sync means anything.
     lost: BTreeSet<u32>,
+    stream: Stream,
+}
+
+/// Large writes one behind the other, as of a large file that is being made. The host would begin to write them to its
+/// disk only seconds later or at the sync, and the disk would idle till then.
+#[derive(Debug, Default)]
+struct Stream {
+    segment: u32,
+    /// Not asked to be written yet.
+    from: u64,
+    to: u64,
+}
+
+impl Stream {
+    /// Notes a write; a range whose write-back should start now.
+    fn wrote(&mut self, place: Place, end: u64) -> Option<(u64, u64)> {
+        if end - place.offset < STREAM_WRITE {
+            return None;
+        }
+        if place.segment != self.segment || place.offset != self.to {
+            (self.segment, self.from) = (place.segment, place.offset);
+        }
+        self.to = end;
+        if self.to - self.from < STREAM_STEP {
+            return None;
+        }
+        let due = (self.from, self.to);
+        self.from = self.to;
+        Some(due)
+    }
 }
 
 /// Byte ranges, start to end, joined where they touch.
@@ -142,6 +175,7 @@ impl Segments {
                 dirty: BTreeMap::new(),
                 dirty_ranges: 0,
                 lost: BTreeSet::new(),
+                stream: Stream::default(),
             }),
             syncing: Mutex::new(()),
             epoch: AtomicU64::new(0),
@@ -311,7 +345,13 @@ impl Segments {
         // Not before: somebody else's sync meanwhile would take the mark, but perhaps not the bytes. And a range that is
         // marked may be written again from what the host shows, which must be all of it.
         let end = place.offset + bytes.len() as u64;
-        self.state().add_dirty(place.segment, [(place.offset, end)]);
+        let mut s = self.state();
+        s.add_dirty(place.segment, [(place.offset, end)]);
+        let due = s.stream.wrote(place, end);
+        drop(s);
+        if let Some((from, to)) = due {
+            file.start_writeback(from, to - from);
+        }
         Ok(())
     }
 
