@@ -120,7 +120,7 @@ impl Run {
             }
         }
         assert!(
-            self.history.iter().any(|h| *h == now),
+            self.history.contains(&now),
             "the head is none of the {} states since the last sync: {:?}\nlast: {:?}",
             self.history.len(),
             paths(&now),

@@ -201,3 +201,59 @@ fn many_threads_on_one_store() {
     check(&store);
     assert!(dump(&store, head_root(&store, "main")) == want);
 }
+
+/// A checkpoint costs the same however many there are and however much a commit beside it has to write.
+#[test]
+fn checkpoints_stay_cheap() {
+    let disk = cowfs_tests::simdisk::SimDisk::default();
+    Store::init_on(Arc::new(disk.clone())).expect("a new store");
+    let store = Store::open_on(Arc::new(disk), None).expect("it opens");
+    let mut n = 0;
+    let mut checkpoint = || {
+        n += 1;
+        let before = Instant::now();
+        store
+            .change(
+                |c| {
+                    let name = format!("c{n}");
+                    assert!(!c.is_taken(&name));
+                    let op = CatalogOp::Checkpoint {
+                        head: "main".into(),
+                        id: c.next_checkpoint,
+                        name,
+                        tags: BTreeMap::new(),
+                        created_us: 0,
+                    };
+                    Ok((op, ()))
+                },
+                |(), _| (),
+            )
+            .expect("a checkpoint");
+        before.elapsed()
+    };
+    for _ in 0..20_000 {
+        checkpoint();
+    }
+    let mut txn = store.begin("main").expect("a batch");
+    for ino in 100..60_000u64 {
+        use cowfs::fs::{Kv, key};
+        txn.put(&key::inode(ino), &[1; 500]).expect("room");
+    }
+    txn.commit();
+    let mut took = std::thread::scope(|s| {
+        let commit = s.spawn(|| store.commit().expect("a commit"));
+        let mut took = Vec::new();
+        while !commit.is_finished() || took.len() < 100 {
+            took.push(checkpoint());
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        took
+    });
+    took.sort_unstable();
+    let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+    eprintln!(
+        "{} checkpoints during a commit: median {median:?}, slowest {worst:?}",
+        took.len()
+    );
+    assert!(median < Duration::from_millis(1), "{median:?}");
+}
