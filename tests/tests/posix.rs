@@ -265,10 +265,8 @@ fn locks_hold_between_processes() {
         l_pid: 0,
     };
     // SAFETY: fcntl reads the structure only.
-    assert_eq!(
-        unsafe { libc::fcntl(f.as_raw_fd(), libc::F_SETLK, &raw const fl) },
-        0
-    );
+    let locked = unsafe { libc::fcntl(f.as_raw_fd(), libc::F_SETLK, &raw const fl) };
+    assert_eq!(locked, 0);
     let script = "import fcntl,sys\nf=open(sys.argv[1],'r+')\ntry:\n fcntl.lockf(f,fcntl.LOCK_EX|fcntl.LOCK_NB,5)\n sys.exit(0)\nexcept OSError:\n sys.exit(7)";
     let python = Command::new("python3")
         .args(["-c", script])
