@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,13 +70,19 @@ const MAX_BACKGROUND: u16 = 256;
 pub const CONGESTION: u16 = 192;
 /// Threads at most. Beyond that slow requests keep the lead.
 const MAX_THREADS: usize = 64;
+/// The leader looks for requests at least as long as slow ones (mostly fsync) are at work, but no longer than this.
+const SLOW_LOOK: Duration = Duration::from_millis(1);
 
 struct Shared {
     dev: Arc<File>,
     fs: SharedFs,
     crew: Mutex<Crew>,
-    /// The lead is free, or a thread has ended.
-    changed: Condvar,
+    /// The lead is free.
+    free: Condvar,
+    /// A thread has ended.
+    ended: Condvar,
+    /// Slow requests at work.
+    slow: AtomicUsize,
     max_io: u32,
     spin: Duration,
     /// Idle threads that are kept.
@@ -102,8 +109,14 @@ thread_local! {
 /// or when it was called for this request already.
 pub fn step_aside() {
     if let Some(shared) = LEADS.with(RefCell::take) {
+        shared.slow.fetch_add(1, Ordering::Relaxed);
         shared.give_lead();
     }
+}
+
+/// True if this thread has the lead.
+fn leads() -> bool {
+    LEADS.with_borrow(Option::is_some)
 }
 
 impl Session {
@@ -134,7 +147,9 @@ impl Session {
             dev: Arc::clone(&self.dev),
             fs: Arc::clone(&fs),
             crew: Mutex::default(),
-            changed: Condvar::new(),
+            free: Condvar::new(),
+            ended: Condvar::new(),
+            slow: AtomicUsize::new(0),
             max_io: self.options.max_io,
             spin: Duration::from_micros(spin_us),
             keep,
@@ -148,7 +163,7 @@ impl Session {
         let mut crew = shared.crew();
         while crew.threads > 0 {
             crew = shared
-                .changed
+                .ended
                 .wait(crew)
                 .unwrap_or_else(PoisonError::into_inner);
         }
@@ -254,10 +269,7 @@ impl Shared {
         }
         crew.idle += 1;
         while crew.led {
-            crew = self
-                .changed
-                .wait(crew)
-                .unwrap_or_else(PoisonError::into_inner);
+            crew = self.free.wait(crew).unwrap_or_else(PoisonError::into_inner);
         }
         crew.idle -= 1;
         crew.led = true;
@@ -271,7 +283,7 @@ impl Shared {
         crew.led = false;
         let short = crew.idle == 0 && crew.threads < MAX_THREADS && !crew.over;
         drop(crew);
-        self.changed.notify_all();
+        self.free.notify_one();
         if short && let Err(e) = self.hire() {
             tracing::warn!(error = %e, "no further thread; slow requests will hold up others");
         }
@@ -279,7 +291,8 @@ impl Shared {
 
     /// Waits for a request: looks a while, then sleeps.
     fn next(&self, buf: &mut [u8], look: bool) -> std::io::Result<Got> {
-        let mut until = (look && !self.spin.is_zero()).then(|| Instant::now() + self.spin);
+        let begun = Instant::now();
+        let mut until = (look && !self.spin.is_zero()).then(|| begun + self.spin);
         loop {
             match (&*self.dev).read(buf) {
                 Ok(n) => return Ok(Got::Request(n)),
@@ -289,9 +302,17 @@ impl Shared {
                     // The kernel is short of memory, or the request is not ours to understand: the next may be.
                     Some(libc::ENOMEM | libc::EIO) => std::thread::sleep(Duration::from_millis(10)),
                     Some(libc::EAGAIN) => {
-                        if until.is_some_and(|t| Instant::now() < t) {
-                            sys::yield_now();
-                            continue;
+                        if let Some(t) = until {
+                            let now = Instant::now();
+                            // Whoever waits for a slow request will send the next one when it is answered.
+                            let slow = self.slow.load(Ordering::Relaxed) > 0;
+                            if slow && now < begun + SLOW_LOOK {
+                                until = Some(now + self.spin);
+                            }
+                            if now < t {
+                                sys::yield_now();
+                                continue;
+                            }
                         }
                         until = None;
                         let mut fds = [PollFd::new(self.dev.as_fd(), PollFlags::POLLIN)];
@@ -368,19 +389,25 @@ struct Ends<'a>(&'a Arc<Shared>);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        step_aside();
+        if let Some(shared) = LEADS.with(RefCell::take) {
+            shared.give_lead();
+        }
         self.0.crew().threads -= 1;
-        self.0.changed.notify_all();
+        self.0.ended.notify_all();
     }
 }
 
 fn work(shared: &Arc<Shared>) -> std::io::Result<()> {
     let mut buf = vec![0; shared.max_io as usize + 8192];
     let mut reply = Reply::new(shared.max_io as usize);
+    // What follows a request follows soon; before the first there may be a long wait.
     let mut look = false;
     loop {
-        if LEADS.with_borrow(Option::is_none) && !shared.take_lead() {
-            return Ok(());
+        if !leads() {
+            if !shared.take_lead() {
+                return Ok(());
+            }
+            look = shared.slow.load(Ordering::Relaxed) > 0;
         }
         let n = match shared.next(&mut buf, look)? {
             Got::Request(n) => n,
@@ -397,7 +424,11 @@ fn work(shared: &Arc<Shared>) -> std::io::Result<()> {
             continue;
         };
         look = true;
-        if let Err(e) = shared.answer(&req, &mut reply) {
+        let answered = shared.answer(&req, &mut reply);
+        if !leads() {
+            shared.slow.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Err(e) = answered {
             // One answer that the kernel does not take must not end the service.
             tracing::error!(error = %e, op = ?std::mem::discriminant(&req.op), "the kernel refused an answer");
             reply.clear();

@@ -3,6 +3,8 @@
 //! Order on disk, which is what makes a crash leave a prefix: file data of the records (synced in place, or, if little,
 //! copied into the chunk), then the chunk, synced.
 
+use std::time::Instant;
+
 use super::error::StoreError;
 use super::segments::Place;
 use super::{Core, FlushState, Ordering, Store, log};
@@ -83,6 +85,7 @@ impl Store {
             state.flushed = last;
             return Ok(());
         }
+        let begun = Instant::now();
         fault::point("flush:data");
         let embedded = if state.sync_all {
             self.segments.sync()?;
@@ -101,6 +104,11 @@ impl Store {
         state.pending_data.clear();
         state.flushed = last;
         self.waiting.store(0, Ordering::Relaxed);
+        let us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let before = self.flush_us.load(Ordering::Relaxed);
+        // Under the lock of `state`, so nothing is lost between the two.
+        self.flush_us
+            .store((before * 7 + us.min(1 << 30)) / 8, Ordering::Relaxed);
         Ok(())
     }
 

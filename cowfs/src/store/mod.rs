@@ -118,6 +118,9 @@ pub struct Stats {
     pub gc_runs: u64,
 }
 
+/// A flush below this is quick, microseconds.
+const QUICK_US: u64 = 400;
+
 /// An open store.
 #[derive(Debug)]
 pub struct Store {
@@ -145,6 +148,8 @@ pub struct Store {
     no_room: AtomicBool,
     /// Bytes of records that a flush has taken but not made durable.
     waiting: AtomicU64,
+    /// How long a flush takes of late, microseconds (a moving average).
+    flush_us: AtomicU64,
     /// Lock file; held while the store is open.
     _lock: Option<std::fs::File>,
 }
@@ -292,6 +297,11 @@ impl Store {
     pub fn sync(&self) -> Result<(), StoreError> {
         let seq = self.core()?.seq;
         self.flush(seq)
+    }
+
+    /// True when a flush takes so little time on this disk that waiting for it is no worse than waking another thread.
+    pub fn flushes_quickly(&self) -> bool {
+        self.flush_us.load(Ordering::Relaxed) < QUICK_US
     }
 
     /// Keeps a root from garbage collection until [`Store::unpin_root`].

@@ -224,6 +224,8 @@ impl Store {
             gc_backoff: super::background::Backoff::default(),
             no_room: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
+            // Slow until it has shown otherwise.
+            flush_us: AtomicU64::new(8 * super::QUICK_US),
             disk,
             _lock: lock,
         })
