@@ -1,4 +1,4 @@
-//! Named fault points: places where a test can make the process die, armed by `COWFS_FAULT=NAME[:COUNT]`.
+//! Named fault points: places where a test can make the process die, armed by `COWFS_FAULT=NAME[@COUNT]`.
 //!
 //! `COWFS_FAULT=commit:superblock` aborts the process the first time the point is reached; with `@3` behind the name the
 //! third time. Unarmed points cost one load.

@@ -177,8 +177,11 @@ impl Service {
                 return Err(e.into());
             }
         };
-        fs.begin_service(session.notifier())
-            .map_err(|e| Failure::new(format!("no thread for the mount: {e}")))?;
+        if let Err(e) = fs.begin_service(session.notifier()) {
+            let _ = fuse::unmount(&target, true);
+            fs.close();
+            return Err(Failure::new(format!("no thread for the mount: {e}")));
+        }
         let served = Served {
             fs: Arc::clone(&fs),
             shown,
@@ -240,8 +243,13 @@ impl Service {
         Ok(self.store.commit()?)
     }
 
+    /// The mount of a head, unless it is ending.
     fn mounted(&self, head: &str) -> Option<Arc<MountFs>> {
-        head_of(&crate::mount::lock(&self.mounts), head)
+        let mounts = crate::mount::lock(&self.mounts);
+        let live = mounts.values().filter(|m| !m.ended);
+        live.filter(|m| m.checkpoint.is_none() && m.fs.name() == head)
+            .map(|m| Arc::clone(&m.fs))
+            .next()
     }
 
     /// Does what a request asks.

@@ -286,3 +286,58 @@ fn a_full_disk_does_not_keep_it_from_going_back() {
     l.run(&["gc", &m]);
     l.check();
 }
+
+#[test]
+fn a_command_that_outlived_its_upgrade_is_not_rolled_back_under() {
+    let l = Live::new();
+    fs::write(l.at("version"), "1").expect("room");
+    let mnt = l.mnt();
+    let mut upgrade_process = std::process::Command::new(cowfs_tests::live::binary())
+        .args(["upgrade", &mnt, "--name", "x", "--run", "sleep 60"])
+        .args(TRUE)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it runs");
+    let group = l.store().join("upgrades/x.group");
+    let running = || fs::read_to_string(l.store().join("upgrades/x.json")).unwrap_or_default();
+    while !(running().contains("\"running\"") && group.exists()) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    // The record is written before the command begins.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    upgrade_process.kill().expect("it is there");
+    upgrade_process.wait().expect("it ended");
+    let refused = upgrade(&l, &["--resume"], &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(why.contains("still at work"), "{why}");
+    let text = fs::read_to_string(&group).expect("noted");
+    let pid: i32 = text
+        .split(' ')
+        .nth(1)
+        .and_then(|p| p.parse().ok())
+        .expect("a number");
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::killpg(pid, nix::sys::signal::Signal::SIGKILL).expect("it is there");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(upgrade(&l, &["--resume"], &[]).status.code(), Some(12));
+    l.check();
+}
+
+#[test]
+fn others_cannot_disturb_a_checkpoint_by_names() {
+    let l = Live::new();
+    // Names like those of the barrier files, looked up and made by somebody else.
+    for i in 0..50 {
+        assert!(fs::metadata(l.at(&format!(".cowfs.barrier.{i}"))).is_err());
+        assert!(fs::metadata(l.at(&format!(".cowfs.barrier.0.{i}"))).is_err());
+    }
+    let made = std::process::Command::new("mkfifo")
+        .arg(l.at(".cowfs.barrier.3"))
+        .status();
+    assert!(made.expect("mkfifo runs").success());
+    for i in 0..20 {
+        l.run(&["checkpoint", &l.mnt(), &format!("c{i}")]);
+    }
+    l.check();
+}

@@ -64,18 +64,18 @@ pub(super) fn run(cli: &Cli, store: Option<&Path>) -> Result<u8, Failure> {
             without: "nothing can be mounted ('modprobe fuse')",
         },
         Finding {
-            name: "Linux 5.4 (FUSE 7.31)",
-            ok: at_least(5, 4),
+            name: "Linux 5.12 (FUSE 7.33)",
+            ok: at_least(5, 12),
             needed: true,
             found: release.clone(),
             without: "nothing can be mounted",
         },
         Finding {
-            name: "Linux 5.12 (set-id bits)",
-            ok: at_least(5, 12),
+            name: "Linux 6.1 (O_TMPFILE)",
+            ok: at_least(6, 1),
             needed: false,
             found: release.clone(),
-            without: "set-id bits are not cleared when others write",
+            without: "files cannot be made without a name",
         },
         Finding {
             name: "Linux 6.6 (birth times)",

@@ -154,8 +154,12 @@ impl Session {
             spin: Duration::from_micros(spin_us),
             keep,
         });
-        for _ in 0..keep {
-            shared.hire()?;
+        shared.hire()?;
+        for _ in 1..keep {
+            if let Err(e) = shared.hire() {
+                tracing::warn!(error = %e, "fewer threads than wanted");
+                break;
+            }
         }
         let (target, kb) = (self.target.clone(), self.options.readahead_kb);
         set_readahead(&target, kb);
@@ -252,7 +256,10 @@ impl Shared {
             .spawn(move || {
                 let _ends = Ends(&shared);
                 if let Err(e) = work(&shared) {
-                    shared.crew().error.get_or_insert(e);
+                    let mut crew = shared.crew();
+                    // Another thread would only meet the same.
+                    crew.over = true;
+                    crew.error.get_or_insert(e);
                 }
             });
         if spawned.is_err() {

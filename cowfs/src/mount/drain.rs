@@ -8,11 +8,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise};
 use nix::sys::stat::Mode;
 
 use super::{MountFs, lock};
@@ -25,16 +25,21 @@ const PREFIX: &str = ".cowfs.barrier.";
 /// Rounds at most, for maps that are stored to all the time.
 const ROUNDS: usize = 64;
 
-/// Writes from memory maps that have arrived and are not answered yet, in two groups: those that arrived before the last
-/// turn, and those after.
+/// Writes from memory maps that have arrived and are not answered yet, in two groups that are counted in turn.
+#[derive(Debug, Default)]
+struct Open {
+    turn: usize,
+    count: [usize; 2],
+}
+
+/// What is known of writes from memory maps.
 #[derive(Debug, Default)]
 pub(super) struct Drain {
     one: Mutex<()>,
-    /// The thread that drains; requests carry a thread's number.
-    caller: AtomicU32,
+    /// What only the daemon knows, in the names of the barrier files.
+    secret: OnceLock<String>,
     serial: AtomicU64,
-    turn: AtomicUsize,
-    open: Mutex<[usize; 2]>,
+    open: Mutex<Open>,
     less: Condvar,
     arrived: AtomicU64,
     /// Errno of the last one that failed though its view is the present one.
@@ -50,16 +55,17 @@ impl Drain {
         if write_flags & WRITE_CACHE == 0 {
             return 0;
         }
+        let mut open = lock(&self.open);
         self.arrived.fetch_add(1, Ordering::Relaxed);
-        let turn = self.turn.load(Ordering::Relaxed) & 1;
-        lock(&self.open)[turn] += 1;
+        let turn = open.turn;
+        open.count[turn] += 1;
         turn + 1
     }
 
     /// The request of this mark is answered.
     pub fn finished(&self, mark: usize) {
         if let Some(turn) = mark.checked_sub(1) {
-            lock(&self.open)[turn & 1] -= 1;
+            lock(&self.open).count[turn & 1] -= 1;
             self.less.notify_all();
         }
     }
@@ -69,11 +75,31 @@ impl Drain {
         self.failed.store(errno, Ordering::Relaxed);
     }
 
+    fn secret(&self) -> io::Result<&str> {
+        if let Some(s) = self.secret.get() {
+            return Ok(s);
+        }
+        let mut b = [0; 16];
+        File::open("/dev/urandom")?.read_exact(&mut b)?;
+        Ok(self
+            .secret
+            .get_or_init(|| format!("{:032x}", u128::from_le_bytes(b))))
+    }
+
+    /// The number in a barrier file's name.
+    fn number_of(&self, name: &[u8]) -> Option<u64> {
+        let rest = std::str::from_utf8(name).ok()?.strip_prefix(PREFIX)?;
+        let (secret, number) = rest.split_once('.')?;
+        let number = number.parse().ok()?;
+        (self.secret.get().map(String::as_str) == Some(secret)).then_some(number)
+    }
+
     /// Waits for all that have arrived so far.
     fn settle(&self) {
-        let before = self.turn.fetch_add(1, Ordering::Relaxed) & 1;
         let mut open = lock(&self.open);
-        while open[before] > 0 {
+        let before = open.turn;
+        open.turn = before ^ 1;
+        while open.count[before] > 0 {
             open = self.less.wait(open).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -85,11 +111,6 @@ pub(super) fn answer(
     req: &Request<'_>,
     reply: &mut Reply,
 ) -> Option<Result<(), Errno>> {
-    let ours = |name: &[u8]| {
-        req.nodeid == 1
-            && name.starts_with(PREFIX.as_bytes())
-            && req.pid == drain.caller.load(Ordering::Relaxed)
-    };
     let attr = |nodeid: u64| Attr {
         ino: nodeid,
         size: 1,
@@ -98,10 +119,11 @@ pub(super) fn answer(
         ..Attr::default()
     };
     match req.op {
-        Op::Lookup { name } if ours(name) => {
-            let number = std::str::from_utf8(&name[PREFIX.len()..])
-                .ok()
-                .and_then(|n| n.parse::<u64>().ok())?;
+        Op::Lookup { name } if req.nodeid == 1 && name.starts_with(PREFIX.as_bytes()) => {
+            // Others may ask for such names, but cannot guess the rest; and "no" must not be kept.
+            let Some(number) = drain.number_of(name) else {
+                return Some(Err(Errno(libc::ENOENT)));
+            };
             let nodeid = BARRIER | number;
             reply.entry(&Entry {
                 nodeid,
@@ -139,38 +161,38 @@ impl MountFs {
         }
         let drain = &self.drain;
         let _one = lock(&drain.one);
-        let me = u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
-        drain.caller.store(me, Ordering::Relaxed);
         drain.failed.store(0, Ordering::Relaxed);
         for round in 0..ROUNDS {
             // Pages that are under write-back now would be passed over, though they may be dirty again.
             drain.settle();
             let before = drain.arrived.load(Ordering::Relaxed);
-            let dir = File::open(&self.mountpoint)?;
-            // An error is that of any page since the last call, also of a view that is closed: ours are counted.
-            let _ = crate::fuse::syncfs(&dir);
-            self.barrier(&dir)?;
+            self.round()?;
             drain.settle();
             let came = drain.arrived.load(Ordering::Relaxed) - before;
             if came == 0 || round > 0 && came < u64::from(CONGESTION) {
-                break;
+                return match drain.failed.load(Ordering::Relaxed) {
+                    0 => Ok(()),
+                    e => Err(io::Error::from_raw_os_error(e)),
+                };
             }
         }
-        match drain.failed.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            e => Err(io::Error::from_raw_os_error(e)),
-        }
+        Err(io::Error::other(
+            "programs store to memory maps faster than that can be saved; try again",
+        ))
     }
 
-    fn barrier(&self, dir: &File) -> io::Result<()> {
+    /// Starts the write-back of all dirty pages, and returns when all of that has arrived.
+    fn round(&self) -> io::Result<()> {
         let n = self.drain.serial.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{n}");
-        let fd = openat(
-            dir,
-            name.as_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
-        File::from(fd).read_exact(&mut [0; 1])
+        let name = format!("{PREFIX}{}.{n}", self.drain.secret()?);
+        let dir = File::open(&self.mountpoint)?;
+        // First, so that a filesystem that was mounted over ours is not synced but noticed.
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let barrier = File::from(openat(&dir, name.as_str(), flags, Mode::empty())?);
+        // An error is that of any page since the last call, also of a view that is closed: ours are counted.
+        let _ = crate::fuse::syncfs(&dir);
+        // Without read-ahead the kernel never passes the read over and sends it past the queue, however long that is.
+        posix_fadvise(&barrier, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
+        (&barrier).read_exact(&mut [0; 1])
     }
 }

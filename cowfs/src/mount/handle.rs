@@ -1,7 +1,7 @@
 //! The requests, one by one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::listing::Want;
@@ -22,6 +22,8 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// But attributes of directories: the kernel may take an answer that a change of the directory has overtaken, which
 /// then heals after this time.
 const DIR_VALID: Duration = Duration::from_secs(10);
+/// Searches for holes that ask the kernel for pages at a time.
+const SEEKS_MAX: usize = 16;
 
 impl Filesystem for MountFs {
     fn handle(&self, req: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
@@ -147,9 +149,10 @@ impl MountFs {
                 if view.fixed().is_some() && !self.is_fixed() {
                     return Err(Errno(libc::ESTALE));
                 }
-                if !self.store.flushes_quickly() {
-                    step_aside();
+                if self.store.sync_at_once()? {
+                    return Ok(());
                 }
+                step_aside();
                 Ok(self.store.sync()?)
             }
             Op::Setxattr {
@@ -303,6 +306,11 @@ impl MountFs {
         if begin < end
             && let Some(n) = self.notifier.get()
         {
+            // Each waits for a write that another thread has to take. When many wait already, everything is data: that is
+            // always allowed, and only costs the caller time.
+            let Some(_few) = Few::enter(&self.seeking) else {
+                return Ok(if hole { size } else { offset });
+            };
             step_aside();
             let len = i64::try_from(end - begin).unwrap_or(0);
             let from = i64::try_from(begin).map_err(|_| Errno(libc::EINVAL))?;
@@ -499,6 +507,22 @@ fn open_flags(flags: u32) -> u32 {
         open::DIRECT_IO | open::NOFLUSH
     } else {
         open::KEEP_CACHE | open::NOFLUSH
+    }
+}
+
+/// One of the few that may do something at a time.
+struct Few<'a>(&'a AtomicUsize);
+
+impl<'a> Few<'a> {
+    fn enter(count: &'a AtomicUsize) -> Option<Self> {
+        let me = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < SEEKS_MAX).then_some(me)
+    }
+}
+
+impl Drop for Few<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -38,7 +38,15 @@ pub(super) struct Tail {
 impl MountFs {
     pub(super) fn stripe(&self, ino: u64) -> std::sync::MutexGuard<'_, ()> {
         let n = self.stripes.len() as u64;
-        lock(&self.stripes[usize::try_from(ino % n).unwrap_or(0)])
+        let stripe = &self.stripes[usize::try_from(ino % n).unwrap_or(0)];
+        match stripe.try_lock() {
+            Ok(guard) => guard,
+            // Somebody slow has it.
+            Err(_) => {
+                step_aside();
+                lock(stripe)
+            }
+        }
     }
 
     pub(super) fn read_file(
@@ -69,10 +77,15 @@ impl MountFs {
     }
 
     fn gate_read(&self) -> std::sync::RwLockReadGuard<'_, ()> {
-        self.store
-            .gate
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        let gate = &self.store.gate;
+        match gate.try_read() {
+            Ok(guard) => guard,
+            Err(_) => {
+                step_aside();
+                gate.read()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+            }
+        }
     }
 
     /// Fills a buffer that begins at file offset `offset`; holes become zeros. The gate is held.

@@ -14,7 +14,7 @@ mod switch;
 mod view;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -54,6 +54,8 @@ pub struct MountFs {
     /// Access times of the present view that are not in the tree yet.
     atimes: Mutex<FxHashMap<u64, fs::Time>>,
     drain: Drain,
+    /// Searches for holes that wait for the kernel.
+    seeking: AtomicUsize,
     reaper: Reaper,
     /// One writer an inode.
     stripes: Vec<Mutex<()>>,
@@ -135,6 +137,7 @@ impl MountFs {
             tails: Mutex::default(),
             atimes: Mutex::default(),
             drain: Drain::default(),
+            seeking: AtomicUsize::new(0),
             reaper: Reaper::default(),
             stripes: (0..64).map(|_| Mutex::new(())).collect(),
             notifier: OnceLock::new(),

@@ -65,7 +65,7 @@ impl MountFs {
     /// One batch of removing an inode; true when there is nothing left to do. After a rollback the number may belong to a
     /// file of the new state: then there is not.
     fn reap_step(&self, view: &View, ino: u64) -> Result<bool, FsError> {
-        let mut txn = self.store.begin(&self.name)?;
+        let mut txn = self.begin(true).map_err(|e| FsError::Errno(e.0))?;
         if view.fixed().is_some() {
             return Ok(true);
         }

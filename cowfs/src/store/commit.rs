@@ -7,7 +7,7 @@
 //! When the superblock was written but its sync failed, nobody knows which of two commits a crash would leave. Both are
 //! kept whole then (pages, blobs, both log files), and the next commit begins with writing the same superblock again.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::disk::DiskFile;
 use super::error::StoreError;
@@ -60,10 +60,10 @@ impl Store {
 
     /// As [`Store::commit`]; tells what the commit holds.
     pub(super) fn commit_snapshot(&self) -> Result<Committed, StoreError> {
-        let _one = self
-            .commit_lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        // Half a commit, left by a panic, must not be taken for a whole one.
+        let stopped =
+            |_| StoreError::Refused("the store stopped after an internal error in a commit".into());
+        let _one = self.commit_lock.lock().map_err(stopped)?;
         // So that the sync of all data below, which flushes wait for, has little to do.
         self.segments.sync()?;
         let mut state = self.flush_state();
@@ -243,6 +243,7 @@ impl Store {
         }
         let (map_pages, released) = {
             let mut core = self.core()?;
+            core.catalog_bytes = sb.catalog_len;
             // The map may grow by what the blob takes.
             let bytes = blob.len() as u64 + core.pages.bitmap.len() / 8 + 512;
             let need = (bytes + bytes / 8192).div_ceil(PAGE_SIZE as u64);

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::error::StoreError;
 use super::segments::Place;
-use super::{Core, FlushState, Ordering, Store, log};
+use super::{Core, FlushState, Ordering, QUICK_US, Store, log};
 use crate::fault;
 
 /// Up to this much unsynced file data is copied into the log instead of being synced in place.
@@ -29,6 +29,39 @@ impl Store {
         let done = self.flush_locked(&mut state);
         drop(state);
         self.or_commit(done)
+    }
+
+    /// As [`Store::sync`], if that is sure to take little time: nobody else flushes, there is little to flush, and flushes
+    /// are quick on this disk. False when it was not done. Waking another thread for the requests that come meanwhile would
+    /// cost more than such a flush.
+    ///
+    /// # Errors
+    /// As [`Store::flush`].
+    pub fn sync_at_once(&self) -> Result<bool, StoreError> {
+        if self.flush_us.load(Ordering::Relaxed) >= QUICK_US {
+            return Ok(false);
+        }
+        let Ok(mut state) = self.flush.try_lock() else {
+            return Ok(false);
+        };
+        if state.sync_all || !state.pending.is_empty() || self.segments.is_crowded() {
+            return Ok(false);
+        }
+        {
+            let core = self.core()?;
+            let little = core.unsynced_bytes <= EMBED_BYTES
+                && core.unsynced.len() <= EMBED_PIECES
+                && core.log_buf.len() as u64 <= EMBED_BYTES;
+            if !little {
+                return Ok(false);
+            }
+        }
+        match self.flush_locked(&mut state) {
+            Ok(()) => Ok(true),
+            // That takes a commit.
+            Err(StoreError::NoSpace) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Makes everything that happened so far durable.

@@ -94,10 +94,10 @@ impl Store {
     /// What the host says, or a damaged page; nothing was freed then.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
         let start = Instant::now();
-        let _one = self
-            .gc_lock
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stopped = |_| {
+            StoreError::Refused("the store stopped after an internal error in a collection".into())
+        };
+        let _one = self.gc_lock.lock().map_err(stopped)?;
         let ends = {
             let _gate = self
                 .gate

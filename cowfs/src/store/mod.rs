@@ -269,10 +269,13 @@ impl Store {
                     "the catalog has grown too large; delete checkpoints or heads".into(),
                 ));
             }
-            core.catalog_bytes = grown;
         }
         let generation = core.pages.generation;
         core.catalog.apply(&op, generation)?;
+        if Catalog::adds(&op) {
+            // The next commit counts anew.
+            core.catalog_bytes += json.len() as u64 + 256;
+        }
         if Catalog::fixes_state(&op) {
             core.pages.generation += 1;
         }
@@ -297,11 +300,6 @@ impl Store {
     pub fn sync(&self) -> Result<(), StoreError> {
         let seq = self.core()?.seq;
         self.flush(seq)
-    }
-
-    /// True when a flush takes so little time on this disk that waiting for it is no worse than waking another thread.
-    pub fn flushes_quickly(&self) -> bool {
-        self.flush_us.load(Ordering::Relaxed) < QUICK_US
     }
 
     /// Keeps a root from garbage collection until [`Store::unpin_root`].

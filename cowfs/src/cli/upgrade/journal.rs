@@ -142,7 +142,12 @@ impl JournalFile {
             fill(&fresh()?, &bytes)?;
             File::open(&file.dir)?.sync_all()
         };
-        write().map_err(|e| failed(&file.path, &e))?;
+        write().map_err(|e| {
+            // Half a record would stand for an upgrade that was begun.
+            let _ = fs::remove_file(&file.path);
+            let _ = fs::remove_file(&file.spare);
+            failed(&file.path, &e)
+        })?;
         Ok(file)
     }
 
@@ -200,6 +205,18 @@ impl JournalFile {
 fn fill(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// True if an upgrade of this name, of whatever head, was begun and not ended.
+pub(super) fn is_unfinished(dir: &Path, name: &str) -> Result<bool, Failure> {
+    let path = dir.join(format!("{name}.json"));
+    match fs::read(&path) {
+        Ok(bytes) => {
+            Ok(serde_json::from_slice::<Journal>(&bytes).map_or(true, |j| !j.state.ended()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(failed(&path, &e)),
+    }
 }
 
 /// The upgrade of a head that was begun and not ended. A record that cannot be read is refused: it may be just that one.

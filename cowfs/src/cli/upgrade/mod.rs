@@ -84,7 +84,7 @@ pub(super) fn run(cli: &Cli, a: &UpgradeArgs) -> Result<u8, Failure> {
             Journal {
                 version: VERSION,
                 state: State::Stopping,
-                name: new_name(&target, a.name.as_deref())?,
+                name: new_name(&target, &dir, a.name.as_deref())?,
                 head,
                 mountpoint,
                 stop: text(&a.stop),
@@ -107,7 +107,13 @@ pub(super) fn run(cli: &Cli, a: &UpgradeArgs) -> Result<u8, Failure> {
         (JournalFile::open(&dir, &journal.name), runner)
     } else {
         let runner = Runner::new(&dir, &journal.name)?;
-        (JournalFile::create(&dir, &journal)?, runner)
+        match JournalFile::create(&dir, &journal) {
+            Ok(file) => (file, runner),
+            Err(e) => {
+                runner.end();
+                return Err(e);
+            }
+        }
     };
     let mut u = Upgrade {
         target,
@@ -134,7 +140,7 @@ fn lock(dir: &Path) -> Result<File, Failure> {
 }
 
 /// The name of a new upgrade, which nothing may have yet.
-fn new_name(target: &Target, wanted: Option<&str>) -> Result<String, Failure> {
+fn new_name(target: &Target, dir: &Path, wanted: Option<&str>) -> Result<String, Failure> {
     let name = match wanted {
         Some(n) => n.to_owned(),
         None => format!("upgrade-{}", names::timestamp(now_us())),
@@ -142,7 +148,7 @@ fn new_name(target: &Target, wanted: Option<&str>) -> Result<String, Failure> {
     let listed = list(target)?;
     names::check(&name)?;
     names::check(&keep_name(&listed, &name))?;
-    if is_taken(&listed, &name) {
+    if is_taken(&listed, &name) || journal::is_unfinished(dir, &name)? {
         return Err(Failure::new(format!(
             "the name {name} is taken; nothing was done"
         )));
@@ -162,6 +168,7 @@ impl Upgrade {
     }
 
     fn resume(&mut self) -> Result<u8, Failure> {
+        self.runner.outlived()?;
         let state = self.journal.state;
         let found = format!("it was interrupted while {}", state.name());
         self.report

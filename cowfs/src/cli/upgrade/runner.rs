@@ -45,6 +45,32 @@ pub(super) fn watch_signals() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Changes with every boot of the machine.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// True if a process of this group is alive (one that has ended and that nobody has waited for does not count).
+fn is_at_work(group: i32) -> bool {
+    let stats = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    stats
+        .filter_map(|e| std::fs::read_to_string(e.path().join("stat")).ok())
+        .any(|stat| {
+            // Behind the name, which may hold anything: state, parent, group (proc_pid_stat(5)).
+            let mut fields = stat
+                .rsplit(')')
+                .next()
+                .unwrap_or_default()
+                .split_whitespace();
+            let state = fields.next();
+            let pgrp = fields.nth(1).and_then(|g| g.parse().ok());
+            pgrp == Some(group) && !matches!(state, Some("Z" | "X"))
+        })
+}
+
 /// Runs commands.
 #[derive(Debug)]
 pub(super) struct Runner {
@@ -52,6 +78,8 @@ pub(super) struct Runner {
     path: PathBuf,
     way_back: File,
     way_back_path: PathBuf,
+    /// Names the process group of the command at work.
+    group_path: PathBuf,
     /// True as long as the upgrade can be given up; the way back goes to its end.
     heeds_signals: bool,
 }
@@ -91,6 +119,7 @@ impl Runner {
             path,
             way_back: open(&way_back_path)?,
             way_back_path,
+            group_path: dir.join(format!("{name}.group")),
             heeds_signals: true,
         })
     }
@@ -175,13 +204,40 @@ impl Runner {
             .process_group(0);
         sys::unblock_signals(&mut command);
         let mut child = command.spawn().map_err(failed)?;
+        self.note_group(child.id());
         let status = self.wait(&mut child, limit).map_err(failed)?;
+        let _ = std::fs::remove_file(&self.group_path);
         if status.is_some_and(|s| s.success()) {
             return Ok(());
         }
         let how = status.map_or("it did not end in time".into(), |s| s.to_string());
         let tail = self.tail(from);
         Err(Failure::new(format!("'{step}' failed ({how}){tail}")))
+    }
+
+    /// Notes the process group of a command, so that a later `--resume` can see whether it outlived the upgrade. Of no
+    /// use after the machine has booted again, so it need not be on disk.
+    fn note_group(&self, pid: u32) {
+        if let Err(e) = std::fs::write(&self.group_path, format!("{} {pid}", boot_id())) {
+            tracing::debug!(error = %e, "the command's process group was not noted");
+        }
+    }
+
+    /// An error if a command of the interrupted upgrade is still at work: it would go on in the tree that comes back.
+    pub fn outlived(&self) -> Result<(), Failure> {
+        let Ok(text) = std::fs::read_to_string(&self.group_path) else {
+            return Ok(());
+        };
+        let (boot, pid) = text.split_once(' ').unwrap_or_default();
+        let Ok(pid) = pid.parse() else {
+            return Ok(());
+        };
+        if boot == boot_id() && is_at_work(pid) {
+            return Err(Failure::new(format!(
+                "a command of the interrupted upgrade is still at work, as process group {pid}; wait for its end, or end it with 'kill -- -{pid}', and try again"
+            )));
+        }
+        Ok(())
     }
 
     /// Waits for a command; one that has a limit is killed by it, and by a signal to the upgrade.
