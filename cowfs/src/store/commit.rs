@@ -140,6 +140,7 @@ impl Store {
         state.spare = std::mem::replace(&mut state.blob, blob_runs.clone());
         state.switched = None;
         state.sync_all = false;
+        state.log.trim();
         if full {
             state.pending.clear();
             state.pending.shrink_to(8 << 20);

@@ -37,8 +37,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The log grows in steps of this many bytes, written as zeros, so that later chunks overwrite blocks that exist
 /// and their sync needs no journal commit of the host filesystem.
 const GROW: u64 = 1 << 20;
-/// A file that grew beyond this is cut back when the log switches to it.
-const KEEP: u64 = 64 << 20;
+/// A file that grew beyond this is cut back when it is no longer needed.
+const KEEP: u64 = 16 << 20;
 /// Bytes that each file has at least.
 const ROOM: u64 = 2 << 20;
 /// Largest payload that replay accepts.
@@ -190,14 +190,19 @@ impl Log {
             file.sync().map_err(StoreError::sync(name))?;
             self.doubt = false;
         }
+        self.trim();
+        self.active ^= 1;
+        self.pos = 0;
+        Ok(())
+    }
+
+    /// Cuts the file that is not written to, whose chunks must not be needed any more: one that grew large once need not
+    /// stay so. If the host will not shrink it, it only keeps the space.
+    pub fn trim(&mut self) {
         let other = self.active ^ 1;
-        // A log that grew very large once need not stay so. If the host will not shrink it, it only keeps the space.
         if self.written[other] > KEEP && self.files[other].set_len(KEEP).is_ok() {
             self.written[other] = KEEP;
         }
-        self.active = other;
-        self.pos = 0;
-        Ok(())
     }
 }
 
