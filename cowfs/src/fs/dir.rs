@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::inode::{self, Inode};
-use super::{FsError, Kv, NAME_MAX, fail, key};
+use super::{FsError, INO_END, Kv, NAME_MAX, fail, key};
 
 /// What a directory entry points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +27,10 @@ pub struct Entry {
 
 fn decode(v: &[u8]) -> Option<Target> {
     let (ino, rest) = v.split_first_chunk::<8>()?;
+    let ino = u64::from_le_bytes(*ino);
     match rest {
-        [dtype] => Some(Target {
-            ino: u64::from_le_bytes(*ino),
-            dtype: *dtype,
-        }),
+        // Node ids have no room for a longer number: it would name a node of another view.
+        [dtype] if (1..INO_END).contains(&ino) => Some(Target { ino, dtype: *dtype }),
         _ => None,
     }
 }
@@ -190,4 +189,18 @@ pub fn resolve<K: Kv + ?Sized>(kv: &mut K, path: &[u8]) -> Result<u64, FsError> 
         };
     }
     Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_numbers_that_no_inode_has() {
+        let entry = |ino: u64| [&ino.to_le_bytes()[..], &[8]].concat();
+        assert_eq!(decode(&entry(7)).map(|t| t.ino), Some(7));
+        for ino in [0, INO_END, u64::MAX] {
+            assert_eq!(decode(&entry(ino)), None, "{ino}");
+        }
+    }
 }

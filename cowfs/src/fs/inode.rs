@@ -93,20 +93,12 @@ impl Inode {
             btime: time_at(76),
             parent: u64_at(88),
         };
-        let sane_type = matches!(
-            inode.mode & libc::S_IFMT,
-            libc::S_IFREG
-                | libc::S_IFDIR
-                | libc::S_IFLNK
-                | libc::S_IFCHR
-                | libc::S_IFBLK
-                | libc::S_IFIFO
-                | libc::S_IFSOCK
-        );
         let sane_times = [inode.atime, inode.mtime, inode.ctime, inode.btime]
             .iter()
             .all(|t| t.1 < 1_000_000_000);
-        (sane_type && sane_times && inode.size <= super::FILE_MAX).then_some(inode)
+        // Extents do not overlap and end before FILE_MAX, so no more than that can be mapped: sums cannot overflow.
+        let sane_sizes = inode.size <= super::FILE_MAX && inode.mapped <= super::FILE_MAX;
+        (has_type(inode.mode) && sane_times && sane_sizes).then_some(inode)
     }
 
     /// True for a directory.
@@ -128,6 +120,20 @@ impl Inode {
     pub fn dtype(&self) -> u8 {
         dtype(self.mode)
     }
+}
+
+/// True if the mode has one of the types that files can have.
+pub fn has_type(mode: u32) -> bool {
+    matches!(
+        mode & libc::S_IFMT,
+        libc::S_IFREG
+            | libc::S_IFDIR
+            | libc::S_IFLNK
+            | libc::S_IFCHR
+            | libc::S_IFBLK
+            | libc::S_IFIFO
+            | libc::S_IFSOCK
+    )
 }
 
 /// The type of a mode as in `d_type`.
@@ -167,4 +173,31 @@ pub fn find<K: Kv + ?Sized>(kv: &mut K, ino: u64) -> Result<Option<Inode>, FsErr
 /// The store's.
 pub fn save<K: Kv + ?Sized>(kv: &mut K, ino: u64, inode: &Inode) -> Result<(), FsError> {
     kv.put(&key::inode(ino), &inode.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_impossible_records() {
+        let good = Inode {
+            mode: libc::S_IFREG,
+            ..Inode::default()
+        };
+        assert_eq!(Inode::decode(&good.encode()), Some(good));
+        for bad in [
+            Inode { mode: 0, ..good },
+            Inode {
+                size: u64::MAX,
+                ..good
+            },
+            Inode {
+                mapped: u64::MAX,
+                ..good
+            },
+        ] {
+            assert_eq!(Inode::decode(&bad.encode()), None);
+        }
+    }
 }

@@ -24,6 +24,9 @@ pub const EXTENT: u8 = 5;
 /// Inode without links.
 pub const ORPHAN: u8 = 0x11;
 
+/// Lowest hash of a name: places 1 and 2 are those of `.` and `..`.
+const HASH_MIN: u64 = 3;
+
 /// A short key on the stack.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -115,9 +118,13 @@ pub fn inode_of_key(key: &[u8]) -> Option<u64> {
     }
 }
 
-/// Hash and name of a directory entry's key.
+/// Hash and name of a directory entry's key. A hash that no name has is refused: as a place it would lead a listing back
+/// to its beginning.
 pub fn dirent_parts(key: &[u8]) -> Option<(u64, &[u8])> {
-    Some((u64_be(key.get(9..)?)?, key.get(17..)?))
+    let hash = u64_be(key.get(9..)?)?;
+    (HASH_MIN..=u64::MAX >> 1)
+        .contains(&hash)
+        .then_some((hash, key.get(17..)?))
 }
 
 /// The number behind inode and kind. A longer key is none of ours: one that is read, but made anew without the rest to be
@@ -142,5 +149,18 @@ pub fn orphan_ino(key: &[u8]) -> Option<u64> {
 pub fn name_hash(key: &[u8; 16], name: &[u8]) -> u64 {
     let mut h = siphasher::sip::SipHasher13::new_with_key(key);
     h.write(name);
-    (h.finish() >> 1).max(3)
+    (h.finish() >> 1).max(HASH_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_places_that_lead_back() {
+        assert_eq!(dirent_parts(&dirent(1, 3, b"a")), Some((3, &b"a"[..])));
+        for hash in [0, 2, 1 << 63, u64::MAX] {
+            assert_eq!(dirent_parts(&dirent(1, hash, b"a")), None, "{hash}");
+        }
+    }
 }

@@ -23,6 +23,8 @@ pub use node::mkfs;
 
 /// Inode number of the root directory.
 pub const ROOT_INO: u64 = 1;
+/// Inode numbers are below this.
+pub const INO_END: u64 = 1 << 40;
 /// Longest file name, bytes.
 pub const NAME_MAX: usize = 255;
 /// Longest symlink target, bytes (PATH_MAX less the final zero).

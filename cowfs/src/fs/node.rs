@@ -53,7 +53,7 @@ fn make<K: Kv + ?Sized>(
     let is_link = new.mode & libc::S_IFMT == libc::S_IFLNK;
     let ino = kv.alloc_ino();
     let mut inode = Inode {
-        mode: new.mode,
+        mode: new.mode & (libc::S_IFMT | 0o7777),
         uid: ctx.uid,
         gid: ctx.gid,
         nlink: if is_dir { 2 } else { 1 },
@@ -99,7 +99,7 @@ fn touch(dir: &mut Inode, ctx: &Ctx) {
 /// Makes a file of any type under a name.
 ///
 /// # Errors
-/// EEXIST, ENOTDIR, ENOENT (directory removed), EMLINK, ENAMETOOLONG, ENOSPC.
+/// EEXIST, ENOTDIR, ENOENT (directory removed), EMLINK, ENAMETOOLONG, ENOSPC, EINVAL (a type that there is not).
 pub fn create<K: Kv + ?Sized>(
     kv: &mut K,
     dir_ino: u64,
@@ -110,6 +110,10 @@ pub fn create<K: Kv + ?Sized>(
     dir::check_name(name)?;
     if new.target.len() > TARGET_MAX {
         return fail(libc::ENAMETOOLONG);
+    }
+    // Its record could not be read again.
+    if !inode::has_type(new.mode) {
+        return fail(libc::EINVAL);
     }
     let mut dir = dir::load(kv, dir_ino)?;
     if dir.nlink == 0 {
@@ -299,13 +303,17 @@ pub fn readlink<K: Kv + ?Sized>(kv: &mut K, ino: u64) -> Result<Vec<u8>, FsError
         &key::kind(ino, key::SYMLINK + 1),
         &mut |_, v| {
             target.extend_from_slice(v);
+            // A damaged tree may hold any number of pieces.
+            if target.len() > TARGET_MAX {
+                return std::ops::ControlFlow::Break(());
+            }
             std::ops::ControlFlow::Continue(())
         },
     )?;
-    if target.len() as u64 != inode.size {
+    if target.len() > TARGET_MAX || target.len() as u64 != inode.size {
         return Err(FsError::Corrupt {
             ino,
-            what: "its target is cut short",
+            what: "its target has another length than its record says",
         });
     }
     Ok(target)

@@ -36,7 +36,7 @@ pub fn get<K: Kv + ?Sized>(kv: &mut K, ino: u64, name: &[u8]) -> Result<Vec<u8>,
 /// The value of an attribute, if it is there.
 ///
 /// # Errors
-/// The store's.
+/// Corrupt, or the store's.
 pub fn find<K: Kv + ?Sized>(kv: &mut K, ino: u64, name: &[u8]) -> Result<Option<Vec<u8>>, FsError> {
     check_name(name)?;
     let mut value = Vec::new();
@@ -45,8 +45,18 @@ pub fn find<K: Kv + ?Sized>(kv: &mut K, ino: u64, name: &[u8]) -> Result<Option<
     kv.scan(&from, &to, &mut |_, v| {
         found = true;
         value.extend_from_slice(v);
+        // A damaged tree may hold any number of pieces.
+        if value.len() > VALUE_MAX {
+            return ControlFlow::Break(());
+        }
         ControlFlow::Continue(())
     })?;
+    if value.len() > VALUE_MAX {
+        return Err(FsError::Corrupt {
+            ino,
+            what: "an attribute is too long",
+        });
+    }
     Ok(found.then_some(value))
 }
 
@@ -185,6 +195,9 @@ pub fn list<K: Kv + ?Sized>(kv: &mut K, ino: u64, all: bool) -> Result<Vec<u8>, 
                 last = name.to_vec();
                 out.extend_from_slice(name);
                 out.push(0);
+            }
+            if out.len() > LIST_MAX {
+                return ControlFlow::Break(());
             }
             ControlFlow::Continue(())
         },

@@ -233,11 +233,10 @@ pub(super) fn header(buf: &[u8]) -> Option<(u32, u64)> {
 impl<'a> Request<'a> {
     /// Parses a request as read from the device; `None` if it is cut short.
     pub fn parse(buf: &'a [u8]) -> Option<Self> {
-        let mut f = Fields(buf);
-        let len = usize::try_from(f.u32()?).ok()?;
-        if len > buf.len() {
-            return None;
-        }
+        let len = usize::try_from(Fields(buf).u32()?).ok()?;
+        // The message ends where it says: what lies behind it in the buffer is an older one's.
+        let mut f = Fields(buf.get(..len)?);
+        f.skip(4)?;
         let opcode = f.u32()?;
         let (unique, nodeid) = (f.u64()?, f.u64()?);
         let (uid, gid, pid) = (f.u32()?, f.u32()?, f.u32()?);
@@ -292,7 +291,7 @@ fn parse_create<'a>(f: &mut Fields<'a>) -> Option<Create<'a>> {
         flags,
         mode,
         umask,
-        name: f.name().unwrap_or_default(),
+        name: f.name()?,
     })
 }
 
@@ -520,6 +519,11 @@ mod tests {
             }
         }
         assert!(Request::parse(&message(op::LOOKUP, b"no end")).is_none());
+        assert!(
+            Request::parse(&message(op::CREATE, &[&[0; 16][..], b"no end"].concat())).is_none()
+        );
+        let older = [message(op::LOOKUP, b"no end"), b"\0".to_vec()].concat();
+        assert!(Request::parse(&older).is_none());
         assert!(Request::parse(&message(op::WRITE, &[255; 40])).is_none());
     }
 }

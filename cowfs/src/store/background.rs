@@ -11,7 +11,10 @@ pub(super) const DIRTY_PAGES: usize = 10 * 1024;
 /// Freed data at which a commit begins, so that the space can be used again.
 pub(super) const FREED_BYTES: u64 = 512 << 20;
 /// Log length at which a commit begins.
-const LOG_BYTES: u64 = 48 << 20;
+const LOG_BYTES: u64 = 24 << 20;
+/// Log length at which a commit begins when nothing has happened since the last flush: then it disturbs nobody, and the
+/// space comes back.
+const IDLE_LOG_BYTES: u64 = 1 << 20;
 /// A flush happens at least this often when there is something to flush.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// With fewer free places `meta` grows, by so many.
@@ -58,6 +61,7 @@ impl Store {
 
     fn background(self: &Arc<Self>) {
         let mut last_flush = Instant::now();
+        let mut last_seq = None;
         loop {
             let (got, due) = {
                 let mut w = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +90,10 @@ impl Store {
             if let Err(e) = self.flush_all() {
                 tracing::error!(error = %e, "flush failed; it will be tried again");
             }
-            if (got.commit || self.commit_is_due())
+            let seq = self.core().ok().map(|c| c.seq);
+            let idle = seq == last_seq;
+            last_seq = seq;
+            if (got.commit || self.commit_is_due(idle))
                 && let Err(e) = self.commit()
             {
                 tracing::error!(error = %e, "commit failed; it will be tried again");
@@ -152,10 +159,12 @@ impl Store {
         }
     }
 
-    fn commit_is_due(&self) -> bool {
+    fn commit_is_due(&self, idle: bool) -> bool {
         let log = self.flush_state().log.used();
         self.core().is_ok_and(|c| {
-            log > LOG_BYTES || c.pages.dirty_len() > DIRTY_PAGES || c.freed_bytes > FREED_BYTES
+            log > if idle { IDLE_LOG_BYTES } else { LOG_BYTES }
+                || c.pages.dirty_len() > DIRTY_PAGES
+                || c.freed_bytes > FREED_BYTES
         })
     }
 

@@ -38,7 +38,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// and their sync needs no journal commit of the host filesystem.
 const GROW: u64 = 1 << 20;
 /// A file that grew beyond this is cut back when it is no longer needed.
-const KEEP: u64 = 16 << 20;
+const KEEP: u64 = 8 << 20;
 /// Bytes that each file has at least.
 const ROOM: u64 = 2 << 20;
 /// Largest payload that replay accepts.
