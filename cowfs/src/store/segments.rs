@@ -1,8 +1,9 @@
 //! File data: append-only segments `data/NNNNNNNN`, each up to 1 GiB.
 //!
 //! Bytes that an extent refers to are never overwritten while any head, checkpoint or the durable commit can reach them.
-//! There are two streams: small writes are packed at 8-byte steps, others begin at a multiple of 4 KiB. Whole 4 KiB
-//! blocks that nothing refers to any more are given out again, or punched out of the file.
+//! There are two streams: pieces below 32 KiB that do not fill their last block are packed at 8-byte steps, others begin at
+//! a multiple of 4 KiB. Whole 4 KiB blocks that nothing refers to any more are given out again, or punched out of the
+//! file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,9 @@ use super::error::StoreError;
 pub const SEGMENT_BYTES: u64 = 1 << 30;
 /// Block of the host.
 pub const BLOCK: u64 = 4096;
+/// Pieces below this that do not fill their last block are packed: rounded up, the files of a program tree would take a
+/// sixth more.
+const PACK_MAX: u64 = 32 << 10;
 /// Freed ranges kept for reuse at most; more are punched.
 const POOL_MAX: usize = 64 * 1024;
 /// With less left in a segment the next one is made.
@@ -274,7 +278,8 @@ impl Segments {
     /// Host errors when a new segment cannot be made.
     pub fn allocate(&self, len: u64, align_blocks: bool) -> Result<Place, StoreError> {
         let mut s = self.state();
-        let large = align_blocks || len >= BLOCK;
+        // What fills its blocks goes to whole blocks, which can be given out again one by one; the rest is packed.
+        let large = align_blocks || len >= PACK_MAX || len.is_multiple_of(BLOCK);
         let step = if large { BLOCK } else { 8 };
         let want = len.next_multiple_of(step);
         if large && !s.hold && want <= 1 << 20 {
