@@ -89,7 +89,7 @@ impl MountFs {
     }
 
     /// Fills a buffer that begins at file offset `offset`; holes become zeros. The gate is held.
-    fn fill(&self, offset: u64, buf: &mut [u8], found: &[data::Mapped]) -> Result<(), StoreError> {
+    fn fill(&self, offset: u64, buf: &mut [u8], found: &[data::Mapped]) -> Result<(), FsError> {
         let at = |o: u64| usize::try_from(o - offset).unwrap_or(usize::MAX);
         let end = offset + buf.len() as u64;
         let mut done = offset;
@@ -97,6 +97,10 @@ impl MountFs {
             let (from, to) = (m.at.max(offset), m.end().min(end));
             if from >= to {
                 continue;
+            }
+            if from < done {
+                // Only in a damaged tree.
+                return fs::fail(libc::EIO);
             }
             buf[at(done)..at(from)].fill(0);
             let place = Place {
@@ -320,6 +324,9 @@ impl MountFs {
             let mut o = inode::load(t, out)?;
             if !o.is_file() {
                 return fs::fail(libc::EINVAL);
+            }
+            if dst.1.checked_add(n).is_none() {
+                return fs::fail(libc::EFBIG);
             }
             if ino == out && src.1 < dst.1 + n && dst.1 < src.1 + n {
                 return fs::fail(libc::EINVAL);

@@ -74,7 +74,11 @@ impl MountFs {
         // the root come names only, and each is looked up.
         let nodes = plus && ino != ROOT_INO;
         let most = size as usize / if plus { 160 } else { 32 } + 1;
-        let from = if offset <= 2 { 0 } else { offset + 1 };
+        let from = if offset <= 2 {
+            0
+        } else {
+            offset.saturating_add(1)
+        };
         let entries = dir::list(t, ino, from, most)?;
         let mut out = reply.dir(size);
         const DIR: u8 = 4;

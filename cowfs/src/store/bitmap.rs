@@ -25,6 +25,11 @@ impl Bitmap {
             .chunks_exact(8)
             .map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b)))
             .collect();
+        // Bits of pages that there are not would be counted as taken.
+        let beyond = bits % 64;
+        if beyond != 0 && words.last().is_some_and(|w| w >> beyond != 0) {
+            return None;
+        }
         let used: u64 = words.iter().map(|w| u64::from(w.count_ones())).sum();
         Some(Self {
             words,

@@ -258,6 +258,19 @@ impl Catalog {
     /// Not found, or a name that is taken, when it does not fit the catalog; nothing has changed then.
     pub fn apply(&mut self, op: &CatalogOp, generation: u64) -> Result<(), StoreError> {
         let gone = |what: &str| StoreError::NotFound(format!("there is no {what}"));
+        // Numbers are given one after the other: such ones come from a damaged log, and there would be none after them.
+        let (last, last_head) = match op {
+            CatalogOp::Checkpoint { id, .. }
+            | CatalogOp::Rollback {
+                left: Some((id, _)),
+                ..
+            } => (*id, 0),
+            CatalogOp::Clone { id, .. } => (0, *id),
+            _ => (0, 0),
+        };
+        if last > u64::MAX / 2 || last_head > u32::MAX / 2 {
+            return Err(StoreError::corrupt("log", "a number of impossible size"));
+        }
         let new_name = match op {
             CatalogOp::Checkpoint { name, .. }
             | CatalogOp::Clone { name, .. }

@@ -85,6 +85,7 @@ impl Store {
                 head,
                 mut changes,
             } => {
+                sane(seq, generation)?;
                 let mut guard = self.core()?;
                 let core = &mut *guard;
                 if seq <= core.seq {
@@ -105,6 +106,12 @@ impl Store {
                     };
                     h.root = root;
                     if let Some(ino) = crate::fs::inode_of_key(key) {
+                        if ino >= crate::fs::INO_END {
+                            return Err(StoreError::corrupt(
+                                "log",
+                                "an inode number of impossible size",
+                            ));
+                        }
                         h.next_ino = h.next_ino.max(ino + 1);
                     }
                 }
@@ -116,6 +123,7 @@ impl Store {
                 generation,
                 json,
             } => {
+                sane(seq, generation)?;
                 let mut guard = self.core()?;
                 let core = &mut *guard;
                 if seq <= core.seq {
@@ -134,4 +142,15 @@ impl Store {
             }
         }
     }
+}
+
+/// Refuses record numbers and generations that counting can never have come to: there would be none after them.
+fn sane(seq: u64, generation: u64) -> Result<(), StoreError> {
+    if seq > u64::MAX / 2 || generation > u64::MAX / 2 {
+        return Err(StoreError::corrupt(
+            "log",
+            "a record number or generation of impossible size",
+        ));
+    }
+    Ok(())
 }
