@@ -19,6 +19,16 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// Runs a shell command as nobody.
+pub fn nobody(script: &str) -> Output {
+    let who = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    Command::new("setpriv")
+        .args(who)
+        .args(["sh", "-c", script])
+        .output()
+        .expect("setpriv runs")
+}
+
 /// A store with its head mounted; taken away at the end.
 #[derive(Debug)]
 pub struct Live {

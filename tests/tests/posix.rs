@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::{Command, Output};
 use std::ptr::NonNull;
 
-use cowfs_tests::live::Live;
+use cowfs_tests::live::{Live, nobody};
 use nix::fcntl::{Flock, FlockArg, RenameFlags, renameat2};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::{Whence, lseek64};
@@ -59,20 +59,6 @@ fn sh(script: &str) -> Output {
         .args(["-c", script])
         .output()
         .expect("sh runs")
-}
-
-fn nobody(script: &str) -> Output {
-    Command::new("setpriv")
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "sh",
-            "-c",
-            script,
-        ])
-        .output()
-        .expect("setpriv runs")
 }
 
 /// Lets others in down to the mount.

@@ -3,10 +3,9 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Command;
 
 use cowfs_tests::Rng;
-use cowfs_tests::live::{Live, binary};
+use cowfs_tests::live::{Live, binary, nobody};
 
 #[test]
 fn exit_codes() {
@@ -87,19 +86,6 @@ fn only_the_owner_gets_at_the_store() {
         .expect("a parent")
         .to_path_buf();
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("ours");
-    let nobody = |cmd: &str| {
-        Command::new("setpriv")
-            .args([
-                "--reuid=65534",
-                "--regid=65534",
-                "--clear-groups",
-                "sh",
-                "-c",
-                cmd,
-            ])
-            .output()
-            .expect("setpriv")
-    };
     let m = l.mnt();
     assert!(nobody(&format!("cat {m}/open")).status.success());
     assert!(!nobody(&format!("cat {m}/secret")).status.success());

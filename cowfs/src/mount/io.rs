@@ -292,19 +292,15 @@ impl MountFs {
         // A reply can tell 32 bits; the caller goes on from there.
         let len = len.min(1 << 30);
         // From a state that was left by a rollback there is nothing to share: the kernel then copies.
-        let (source, _) = self.node(src.0)?;
-        let (target, _) = self.node(dst.0)?;
+        let (source, ino_in) = self.node(src.0)?;
+        let (target, ino_out) = self.node(dst.0)?;
         if source.id != target.id {
             return Err(Errno(libc::EXDEV));
         }
-        let (_, ino_out) = self.node(dst.0)?;
         let _stripe = self.stripe(ino_out);
         self.drop_tail(ino_out);
-        if src.0 != dst.0 {
-            // The source's bytes become shared; its room must not be joined to them.
-            let (_, ino_in) = self.node(src.0)?;
-            self.drop_tail(ino_in);
-        }
+        // The source's bytes become shared; its room must not be joined to them.
+        self.drop_tail(ino_in);
         self.change(src.0, false, |t, view, ino| {
             let out = self.same_view(view, dst.0)?;
             let i = inode::load(t, ino)?;

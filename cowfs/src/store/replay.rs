@@ -1,10 +1,12 @@
 //! Replay of the log when a store is opened.
 
+use std::sync::MutexGuard;
+
 use super::error::StoreError;
 use super::log::{self, Record};
 use super::segments::Place;
 use super::superblock::Superblock;
-use super::{Catalog, CatalogOp, Store, pages};
+use super::{Catalog, CatalogOp, Core, Store, pages};
 use crate::tree;
 
 impl Store {
@@ -85,12 +87,10 @@ impl Store {
                 head,
                 mut changes,
             } => {
-                sane(seq, generation)?;
-                let mut guard = self.core()?;
-                let core = &mut *guard;
-                if seq <= core.seq {
+                let Some(mut guard) = self.core_for(seq, generation)? else {
                     return Ok(());
-                }
+                };
+                let core = &mut *guard;
                 core.pages.generation = core.pages.generation.max(generation).max(durable + 1);
                 let h = core.catalog.head_by_id(head).ok_or_else(|| {
                     StoreError::corrupt(
@@ -123,12 +123,10 @@ impl Store {
                 generation,
                 json,
             } => {
-                sane(seq, generation)?;
-                let mut guard = self.core()?;
-                let core = &mut *guard;
-                if seq <= core.seq {
+                let Some(mut guard) = self.core_for(seq, generation)? else {
                     return Ok(());
-                }
+                };
+                let core = &mut *guard;
                 let op: CatalogOp = serde_json::from_slice(json)
                     .map_err(|e| StoreError::corrupt("log", format!("a catalog record: {e}")))?;
                 core.pages.generation = core.pages.generation.max(generation);
@@ -142,15 +140,21 @@ impl Store {
             }
         }
     }
-}
 
-/// Refuses record numbers and generations that counting can never have come to: there would be none after them.
-fn sane(seq: u64, generation: u64) -> Result<(), StoreError> {
-    if seq > u64::MAX / 2 || generation > u64::MAX / 2 {
-        return Err(StoreError::corrupt(
-            "log",
-            "a record number or generation of impossible size",
-        ));
+    /// The core, to replay the record of this number; nothing if the commit holds it. Refuses numbers that counting can
+    /// never have come to: there would be none after them.
+    fn core_for(
+        &self,
+        seq: u64,
+        generation: u64,
+    ) -> Result<Option<MutexGuard<'_, Core>>, StoreError> {
+        if seq > u64::MAX / 2 || generation > u64::MAX / 2 {
+            return Err(StoreError::corrupt(
+                "log",
+                "a record number or generation of impossible size",
+            ));
+        }
+        let core = self.core()?;
+        Ok((seq > core.seq).then_some(core))
     }
-    Ok(())
 }
