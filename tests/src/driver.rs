@@ -1,11 +1,12 @@
 //! Speaks to a mount as the kernel does, without one.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use cowfs::fuse::{Create, Errno, Filesystem, Op, Reply, Request, Setattr};
 use cowfs::mount::{Atime, MountFs, What};
-use cowfs::store::Store;
+use cowfs::store::{CatalogOp, Store};
 
 /// A mount and a reply to work with.
 #[derive(Debug)]
@@ -185,4 +186,23 @@ impl Driver {
         };
         self.ask(node, Op::Setattr(s)).map(drop)
     }
+}
+
+/// Takes a checkpoint of the head `main`.
+pub fn checkpoint(store: &Store, name: &str) {
+    store
+        .change(
+            |c| {
+                let op = CatalogOp::Checkpoint {
+                    head: "main".into(),
+                    id: c.next_checkpoint,
+                    name: name.into(),
+                    tags: BTreeMap::new(),
+                    created_us: 0,
+                };
+                Ok((op, ()))
+            },
+            |(), _| (),
+        )
+        .expect("a checkpoint");
 }

@@ -1,6 +1,5 @@
 //! Single failures of the disk at the places where they matter.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cowfs::fs::{Extent, Inode, Kv, ROOT_INO, data, dir, inode, key};
@@ -11,7 +10,7 @@ use cowfs::store::segments::Segments;
 use cowfs::store::superblock::Superblock;
 use cowfs::store::{CatalogOp, Store};
 use cowfs_tests::Rng;
-use cowfs_tests::driver::Driver;
+use cowfs_tests::driver::{Driver, checkpoint};
 use cowfs_tests::dump::{check, dump, head_root};
 use cowfs_tests::simdisk::{SimDisk, What};
 
@@ -195,24 +194,6 @@ fn a_long_orphan_key_does_not_stop_a_mount() {
         .expect("a file that has a name stays");
     let report = store.check(&mut |_, _| ()).expect("a check");
     assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
-}
-
-fn checkpoint(store: &Store, name: &str) {
-    store
-        .change(
-            |c| {
-                let op = CatalogOp::Checkpoint {
-                    head: "main".into(),
-                    id: c.next_checkpoint,
-                    name: name.into(),
-                    tags: BTreeMap::new(),
-                    created_us: 0,
-                };
-                Ok((op, ()))
-            },
-            |(), _| (),
-        )
-        .expect("a checkpoint");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cowfs::fuse::Op;
 use cowfs::store::{CatalogOp, Store};
 use cowfs_tests::Rng;
-use cowfs_tests::driver::Driver;
+use cowfs_tests::driver::{Driver, checkpoint};
 use cowfs_tests::dump::{Dump, Shown, check, dump, head_root};
 
 /// Seconds of work.
@@ -132,21 +132,7 @@ fn many_threads_on_one_store() {
             checkpoints += 1;
             let name = format!("c{checkpoints}");
             let before = Instant::now();
-            store
-                .change(
-                    |c| {
-                        let op = CatalogOp::Checkpoint {
-                            head: "main".into(),
-                            id: c.next_checkpoint,
-                            name: name.clone(),
-                            tags: BTreeMap::new(),
-                            created_us: 0,
-                        };
-                        Ok((op, ()))
-                    },
-                    |(), _| (),
-                )
-                .expect("a checkpoint");
+            checkpoint(&store, &name);
             slowest = slowest.max(before.elapsed());
             if checkpoints > 20 {
                 let old = format!("c{}", checkpoints - 20);

@@ -2,9 +2,9 @@
 //!
 //! One thread at a time is the leader: it reads a request and, if it is quick, answers it and reads on, so that a run of
 //! small requests stays on one hot CPU without waking anybody. Before something slow the handler calls [`step_aside`]:
-//! another thread leads, and if none is idle a new one is made, so that no number of slow requests keeps the mount from
-//! answering. After an answer the leader looks for the next request for a few microseconds before it sleeps, since waking up costs
-//! more than most answers; with one CPU it never does, as that would only keep the client from running.
+//! another thread leads, and if none is idle a new one is made, up to 64. After an answer the leader looks for the next
+//! request for a few microseconds before it sleeps, since waking up costs more than most answers; with one CPU it never
+//! does, as that would only keep the client from running.
 
 use std::cell::RefCell;
 use std::fs::File;
