@@ -1,1 +1,6 @@
-//! Capture and lazy resume of running processes. Its place in the workspace is laid out; its own issue fills it.
+//! Capture of running processes with a pause that does not grow with their size, and their lazy resume.
+//!
+//! `docs/snapshot.md` has the design: the order of events, the bytes on disk, and what a death at each step leaves.
+
+pub mod files;
+pub mod image;

@@ -1,0 +1,3 @@
+//! The snapshot on disk: `docs/snapshot.md`, section 4.
+
+pub mod manifest;
