@@ -1,0 +1,98 @@
+//! Parsing `/proc`: text in, structs out. Nothing here attaches to a process or changes one.
+
+mod maps;
+mod stat;
+mod status;
+
+pub use maps::{Map, MapKind, maps, parse_maps, vm_flags};
+pub use stat::{Stat, stat};
+pub use status::{Status, status};
+
+use std::path::{Path, PathBuf};
+
+/// Reading `/proc` failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such process (any more).
+    #[error("process {0} does not exist (any more)")]
+    Gone(i32),
+    /// A file could not be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// A file did not look as this program expects.
+    #[error("{0} has a line that is not understood: {1:?}")]
+    Parse(PathBuf, String),
+}
+
+/// The path `/proc/PID/NAME`.
+#[must_use]
+pub fn path(pid: i32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+fn read(pid: i32, name: &str) -> Result<String, Error> {
+    let bytes = read_bytes(pid, name)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The bytes of `/proc/PID/NAME`.
+pub fn read_bytes(pid: i32, name: &str) -> Result<Vec<u8>, Error> {
+    let path = path(pid, name);
+    std::fs::read(&path).map_err(|e| failed(pid, &path, e))
+}
+
+/// The target of the link `/proc/PID/NAME`.
+pub fn link(pid: i32, name: &str) -> Result<PathBuf, Error> {
+    let path = path(pid, name);
+    std::fs::read_link(&path).map_err(|e| failed(pid, &path, e))
+}
+
+fn failed(pid: i32, path: &Path, e: std::io::Error) -> Error {
+    let gone = e.raw_os_error() == Some(libc::ESRCH) || e.kind() == std::io::ErrorKind::NotFound;
+    if gone && !Path::new(&format!("/proc/{pid}")).exists() {
+        Error::Gone(pid)
+    } else {
+        Error::Read(path.into(), e)
+    }
+}
+
+/// The threads of a process, by rising number.
+pub fn threads(pid: i32) -> Result<Vec<i32>, Error> {
+    let path = path(pid, "task");
+    let dir = std::fs::read_dir(&path).map_err(|e| failed(pid, &path, e))?;
+    let mut tids: Vec<i32> = dir
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    tids.sort_unstable();
+    Ok(tids)
+}
+
+/// The children of a process (of all its threads), by rising number.
+pub fn children(pid: i32) -> Result<Vec<i32>, Error> {
+    let mut all = Vec::new();
+    for tid in threads(pid)? {
+        if let Ok(text) = read(pid, &format!("task/{tid}/children")) {
+            all.extend(
+                text.split_ascii_whitespace()
+                    .filter_map(|w| w.parse::<i32>().ok()),
+            );
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// A process and all that descend from it, parents before children.
+pub fn tree(root: i32) -> Result<Vec<i32>, Error> {
+    let mut all = vec![root];
+    let mut next = 0;
+    while next < all.len() {
+        match children(all[next]) {
+            Ok(c) => all.extend(c),
+            Err(Error::Gone(_)) if next > 0 => {}
+            Err(e) => return Err(e),
+        }
+        next += 1;
+    }
+    Ok(all)
+}
