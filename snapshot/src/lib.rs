@@ -2,7 +2,9 @@
 //!
 //! `docs/snapshot.md` has the design: the order of events, the bytes on disk, and what a death at each step leaves.
 
+pub mod fault;
 pub mod files;
 pub mod image;
 pub mod proc;
 pub mod sys;
+pub mod target;
