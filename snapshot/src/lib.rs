@@ -2,6 +2,7 @@
 //!
 //! `docs/snapshot.md` has the design: the order of events, the bytes on disk, and what a death at each step leaves.
 
+pub mod capture;
 pub mod fault;
 pub mod files;
 pub mod image;

@@ -1,0 +1,426 @@
+//! What a process is beside its memory and open files: identity, signals, timers, threads.
+
+use super::Error;
+use crate::image::manifest::{Credentials, PosixTimer, Prctl, Process, SignalAction, Thread};
+use crate::proc::{self, Stat, Status};
+use crate::sys::{limits, ptrace, remote};
+use crate::target::batch::Arg;
+use crate::target::{Batch, Driver, Error as TargetError, Stopped};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+const SIGNALS: i32 = 64;
+
+/// What is read before the stop: what only the process itself could change, and seldom does, or what is looked at again
+/// in the stop.
+#[derive(Debug, Clone)]
+pub struct Before {
+    pid: i32,
+    limits: Vec<(u64, u64)>,
+    personality: u32,
+    oom_score_adj: i32,
+    scheds: HashMap<i32, Sched>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Sched {
+    comm: String,
+    sched: (i32, i32, i32),
+    affinity: Vec<u64>,
+}
+
+impl Before {
+    /// Reads it.
+    pub fn read(pid: i32) -> Result<Self, Error> {
+        let text = |name: &str| {
+            proc::read_bytes(pid, name).map(|b| String::from_utf8_lossy(&b).trim().to_owned())
+        };
+        let mut scheds = HashMap::new();
+        for tid in proc::threads(pid)? {
+            scheds.insert(tid, Sched::read(pid, tid));
+        }
+        Ok(Self {
+            pid,
+            limits: limits::all(pid),
+            personality: u32::from_str_radix(&text("personality")?, 16).unwrap_or_default(),
+            oom_score_adj: text("oom_score_adj")?.parse().unwrap_or_default(),
+            scheds,
+        })
+    }
+}
+
+impl Sched {
+    fn read(pid: i32, tid: i32) -> Self {
+        let stat = proc::stat(tid);
+        let comm = proc::read_bytes(pid, &format!("task/{tid}/comm")).unwrap_or_default();
+        Self {
+            comm: String::from_utf8_lossy(&comm)
+                .trim_end_matches('\n')
+                .to_owned(),
+            sched: stat
+                .map(|s| (s.policy, s.nice, s.rt_priority))
+                .unwrap_or_default(),
+            affinity: limits::affinity(tid),
+        }
+    }
+}
+
+/// What each thread looked like at the stop, and the calls that are still to be made in its name.
+#[derive(Debug)]
+pub struct Threads {
+    threads: Vec<Thread>,
+    shared: Vec<String>,
+}
+
+impl Threads {
+    /// Reads the registers of stopped threads, and what else can be had without a call.
+    pub fn read(stopped: &Stopped, before: &Before) -> Result<Self, Error> {
+        let leader = stopped.threads()[0];
+        let mut threads = Vec::with_capacity(stopped.threads().len());
+        for &tid in stopped.threads() {
+            let fail = |what| move |e| Error::Target(TargetError::Ptrace(tid, what, e));
+            let sched = before
+                .scheds
+                .get(&tid)
+                .cloned()
+                .unwrap_or_else(|| Sched::read(before.pid, tid));
+            threads.push(Thread {
+                tid,
+                regs: ptrace::regs_to_words(&ptrace::regs(tid).map_err(fail("PTRACE_GETREGS"))?),
+                xstate: BASE64.encode(ptrace::xstate(tid).map_err(fail("PTRACE_GETREGSET"))?),
+                sigmask: ptrace::sigmask(tid).map_err(fail("PTRACE_GETSIGMASK"))?,
+                altstack: (0, 0, 0),
+                robust: remote::robust_list(tid).map_err(fail("get_robust_list"))?,
+                rseq: ptrace::rseq(tid).map_err(fail("PTRACE_GET_RSEQ_CONFIGURATION"))?,
+                clear_child_tid: 0,
+                comm: sched.comm,
+                pending: encode(ptrace::pending(tid, false).map_err(fail("PTRACE_PEEKSIGINFO"))?),
+                sched: sched.sched,
+                affinity: sched.affinity,
+            });
+        }
+        let shared = ptrace::pending(leader, true);
+        let shared = shared
+            .map_err(|e| Error::Target(TargetError::Ptrace(leader, "PTRACE_PEEKSIGINFO", e)))?;
+        Ok(Self {
+            threads,
+            shared: encode(shared),
+        })
+    }
+}
+
+fn encode(infos: Vec<[u8; 128]>) -> Vec<String> {
+    infos.iter().map(|i| BASE64.encode(i)).collect()
+}
+
+/// The calls that are made in the name of each thread, and where their answers are.
+#[derive(Debug)]
+struct Questions {
+    altstack: Arg,
+    clear_child_tid: Arg,
+    process: Option<ProcessQuestions>,
+}
+
+#[derive(Debug)]
+struct ProcessQuestions {
+    actions: Vec<(i32, Arg)>,
+    itimers: [Arg; 3],
+    timers: Vec<(PosixTimer, usize, Arg)>,
+    dumpable: usize,
+    pdeathsig: Arg,
+    subreaper: Arg,
+    securebits: usize,
+}
+
+/// Bytes of scratch that a process with this many threads and timers needs.
+#[must_use]
+pub fn scratch_len(threads: usize, timers: usize) -> u64 {
+    // Table entries are 64 bytes; an action is 32, a timer's answer 32.
+    let process = (SIGNALS as usize + 16 + timers) * (64 + 32);
+    ((process + (threads + 64) * 256) as u64).next_multiple_of(4096)
+}
+
+/// Asks what must be asked in the process's own name, and puts all together. The driver holds all threads, in the order
+/// of `threads`. Memory, open files and the number of the address space are left for the caller.
+pub fn ask(
+    driver: &mut Driver<'_>,
+    before: &Before,
+    mut threads: Threads,
+    stopped: &Stopped,
+) -> Result<Process, Error> {
+    let pid = before.pid;
+    let timers = timers(pid)?;
+    let mut batches = Vec::new();
+    let mut questions = Vec::new();
+    for i in 0..threads.threads.len() {
+        let mut b = Batch::new();
+        let altstack = b.room(24);
+        b.call(libc::SYS_sigaltstack, &[0.into(), altstack]);
+        let clear_child_tid = b.room(8);
+        b.call(
+            libc::SYS_prctl,
+            &[libc::PR_GET_TID_ADDRESS.into(), clear_child_tid],
+        );
+        let process = (i == 0).then(|| ask_process(&mut b, &timers));
+        questions.push(Questions {
+            altstack,
+            clear_child_tid,
+            process,
+        });
+        batches.push(b);
+    }
+    driver.run_all(&mut batches)?;
+    for ((thread, q), b) in threads.threads.iter_mut().zip(&questions).zip(&batches) {
+        thread.altstack = (
+            b.word(q.altstack, 0),
+            b.word(q.altstack, 8) as u32,
+            b.word(q.altstack, 16),
+        );
+        thread.clear_child_tid = b.word(q.clear_child_tid, 0);
+    }
+    let status = proc::status(pid)?;
+    let stat = proc::stat(pid)?;
+    let Some(p) = questions.swap_remove(0).process else {
+        return Err(TargetError::Ended(pid).into());
+    };
+    answer(before, &batches[0], &p, threads, &status, &stat, stopped)
+}
+
+fn ask_process(b: &mut Batch, timers: &[PosixTimer]) -> ProcessQuestions {
+    let mut actions = Vec::new();
+    for signal in 1..=SIGNALS {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        let old = b.room(32);
+        b.call(
+            libc::SYS_rt_sigaction,
+            &[signal.into(), 0.into(), old, 8.into()],
+        );
+        actions.push((signal, old));
+    }
+    let itimers = [0, 1, 2].map(|which| {
+        let value = b.room(32);
+        b.call(libc::SYS_getitimer, &[which.into(), value]);
+        value
+    });
+    let timers = timers
+        .iter()
+        .map(|t| {
+            let value = b.room(32);
+            (
+                t.clone(),
+                b.call(libc::SYS_timer_gettime, &[t.id.into(), value]),
+                value,
+            )
+        })
+        .collect();
+    let dumpable = b.call(libc::SYS_prctl, &[libc::PR_GET_DUMPABLE.into()]);
+    let (pdeathsig, subreaper) = (b.room(8), b.room(8));
+    b.call(libc::SYS_prctl, &[libc::PR_GET_PDEATHSIG.into(), pdeathsig]);
+    b.call(
+        libc::SYS_prctl,
+        &[libc::PR_GET_CHILD_SUBREAPER.into(), subreaper],
+    );
+    let securebits = b.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+    ProcessQuestions {
+        actions,
+        itimers,
+        timers,
+        dumpable,
+        pdeathsig,
+        subreaper,
+        securebits,
+    }
+}
+
+fn answer(
+    before: &Before,
+    b: &Batch,
+    p: &ProcessQuestions,
+    threads: Threads,
+    status: &Status,
+    stat: &Stat,
+    stopped: &Stopped,
+) -> Result<Process, Error> {
+    let pid = before.pid;
+    let call = |what| move |e| Error::Call(pid, what, e);
+    let mut timers = Vec::new();
+    for (timer, asked, value) in &p.timers {
+        b.result(*asked).map_err(call("timer_gettime"))?;
+        let ns = |at| {
+            b.word(*value, at)
+                .saturating_mul(1_000_000_000)
+                .saturating_add(b.word(*value, at + 8))
+        };
+        timers.push(PosixTimer {
+            interval_ns: ns(0),
+            left_ns: ns(16),
+            ..timer.clone()
+        });
+    }
+    let itimers = p.itimers.map(|v| {
+        let us = |at| {
+            b.word(v, at)
+                .saturating_mul(1_000_000)
+                .saturating_add(b.word(v, at + 8))
+        };
+        (us(0), us(16))
+    });
+    let actions = p.actions.iter().filter_map(|&(signal, old)| {
+        let action = SignalAction {
+            signal,
+            handler: b.word(old, 0),
+            flags: b.word(old, 8),
+            restorer: b.word(old, 16),
+            mask: b.word(old, 24),
+        };
+        (action.handler != 0 || action.flags != 0).then_some(action)
+    });
+    Ok(Process {
+        pid: status.ns_pid.last().copied().unwrap_or(pid),
+        ppid: stat.ppid,
+        pgid: stat.pgid,
+        sid: stat.sid,
+        exit_signal: stat.exit_signal,
+        zombie: None,
+        space: 0,
+        exe: proc::link(pid, "exe")?,
+        cwd: proc::link(pid, "cwd")?,
+        root: proc::link(pid, "root")?,
+        umask: status.umask,
+        credentials: Credentials {
+            uid: status.uid,
+            gid: status.gid,
+            groups: status.groups.clone(),
+            caps: status.caps,
+            securebits: b
+                .result(p.securebits)
+                .map_err(call("prctl(PR_GET_SECUREBITS)"))? as u32,
+        },
+        limits: before.limits.clone(),
+        personality: before.personality,
+        oom_score_adj: before.oom_score_adj,
+        prctl: Prctl {
+            dumpable: b
+                .result(p.dumpable)
+                .map_err(call("prctl(PR_GET_DUMPABLE)"))? as u32,
+            no_new_privs: status.no_new_privs,
+            subreaper: b.word(p.subreaper, 0) as u32 != 0,
+            pdeathsig: b.word(p.pdeathsig, 0) as i32,
+        },
+        actions: actions.collect(),
+        pending: threads.shared,
+        itimers,
+        timers,
+        fds: Vec::new(),
+        threads: threads.threads,
+        stopped: stopped.job_stop().is_some(),
+    })
+}
+
+/// POSIX timers as `/proc/PID/timers` lists them (proc_pid_timers(5)), without times.
+pub fn timers(pid: i32) -> Result<Vec<PosixTimer>, Error> {
+    let text = proc::read_bytes(pid, "timers")?;
+    Ok(parse_timers(&String::from_utf8_lossy(&text)))
+}
+
+fn parse_timers(text: &str) -> Vec<PosixTimer> {
+    let mut out: Vec<PosixTimer> = Vec::new();
+    for (key, value) in text.lines().filter_map(|l| l.split_once(':')) {
+        let value = value.trim();
+        match (key, out.last_mut()) {
+            ("ID", _) => out.push(PosixTimer {
+                id: value.parse().unwrap_or_default(),
+                clock: 0,
+                notify: 0,
+                signal: 0,
+                value: 0,
+                tid: 0,
+                interval_ns: 0,
+                left_ns: 0,
+            }),
+            // signal: 14/00007ffd...
+            ("signal", Some(t)) => {
+                if let Some((signal, pointer)) = value.split_once('/') {
+                    t.signal = signal.parse().unwrap_or_default();
+                    t.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16)
+                        .unwrap_or_default();
+                }
+            }
+            // notify: signal/pid.77, thread/tid.78, none/pid.0
+            ("notify", Some(t)) => {
+                let (how, whom) = value.split_once('/').unwrap_or((value, ""));
+                let by_thread = whom.starts_with("tid.");
+                t.notify = match how {
+                    "signal" if by_thread => libc::SIGEV_THREAD_ID,
+                    "signal" => libc::SIGEV_SIGNAL,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => libc::SIGEV_NONE,
+                };
+                t.tid = whom
+                    .get(4..)
+                    .filter(|_| by_thread)
+                    .and_then(|n| n.parse().ok())
+                    .unwrap_or_default();
+            }
+            ("ClockID", Some(t)) => t.clock = value.parse().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// A zombie's entry: only who it was and how it ended.
+pub fn zombie(pid: i32) -> Result<Process, Error> {
+    let stat = proc::stat(pid)?;
+    let status = proc::status(pid)?;
+    Ok(Process {
+        pid: status.ns_pid.last().copied().unwrap_or(pid),
+        ppid: stat.ppid,
+        pgid: stat.pgid,
+        sid: stat.sid,
+        exit_signal: stat.exit_signal,
+        zombie: Some(stat.exit_code),
+        space: 0,
+        exe: PathBuf::new(),
+        cwd: PathBuf::new(),
+        root: PathBuf::new(),
+        umask: 0,
+        credentials: Credentials::default(),
+        limits: Vec::new(),
+        personality: 0,
+        oom_score_adj: 0,
+        prctl: Prctl::default(),
+        actions: Vec::new(),
+        pending: Vec::new(),
+        itimers: [(0, 0); 3],
+        timers: Vec::new(),
+        fds: Vec::new(),
+        threads: Vec::new(),
+        stopped: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timers_are_parsed() {
+        let text = "ID: 1\nsignal: 60/00007fff86e452a8\nnotify: signal/pid.2634\nClockID: 0\n\
+                    ID: 0\nsignal: 60/00007fff86e452a8\nnotify: signal/tid.2635\nClockID: 1\n";
+        let t = parse_timers(text);
+        assert_eq!(t.len(), 2);
+        assert_eq!(
+            (t[0].id, t[0].signal, t[0].value, t[0].notify),
+            (1, 60, 0x7fff_86e4_52a8, libc::SIGEV_SIGNAL)
+        );
+        assert_eq!(
+            (t[1].notify, t[1].tid, t[1].clock),
+            (libc::SIGEV_THREAD_ID, 2635, 1)
+        );
+    }
+}
