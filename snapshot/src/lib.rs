@@ -4,3 +4,4 @@
 
 pub mod files;
 pub mod image;
+pub mod sys;

@@ -1,0 +1,9 @@
+//! System calls that have no safe wrapper: one file a topic. All of the crate's `unsafe` is here.
+
+#![allow(unsafe_code)]
+
+pub mod descriptor;
+pub mod fdioctl;
+pub mod handle;
+pub mod kcmp;
+pub mod sockopt;
