@@ -319,7 +319,7 @@ impl<'a> Capture<'a> {
             frozen.fds.push(fds);
         }
         let again: Vec<usize> = (0..order.len())
-            .filter(|&i| self.is_bare_timer(order[i].0, &order[i].1))
+            .filter(|&i| self.shows_no_time(order[i].0, &order[i].1))
             .collect();
         let mut inodes: HashMap<_, Vec<_>> = HashMap::new();
         for ((i, _, _), number) in order.iter().zip(0u32..) {
@@ -374,7 +374,9 @@ impl<'a> Capture<'a> {
             }
         }
         for i in again {
-            // A timer that was due in this instant shows neither time nor ticks; a little later it has ticked.
+            // A little later the one that was due has ticked, and the kernel starts one with an interval when asked.
+            let timer = &self.descriptions[order[i].0].file;
+            let _ = crate::sys::fdioctl::restart_timer(timer.as_fd());
             let info = scan::info_of(places[i].0, &places[i].1.info, &mut self.buffer);
             if let (Ok(info), Some(file)) = (info, frozen.files.get_mut(i))
                 && let Ok(timer) = event::timerfd(&info)
@@ -385,9 +387,9 @@ impl<'a> Capture<'a> {
         Ok(frozen)
     }
 
-    fn is_bare_timer(&self, description: usize, info: &Info) -> bool {
+    fn shows_no_time(&self, description: usize, info: &Info) -> bool {
         matches!(self.descriptions[description].class, Some(Class::Timerfd))
-            && event::looks_disarmed(info)
+            && event::shows_no_time(info)
     }
 
     /// Reads the state of all open files. All threads of all processes are stopped. What has become impossible since

@@ -88,9 +88,12 @@ pub(super) fn restore_eventfd(
 
 const CLOCKS_OF_DAY: [i32; 2] = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_ALARM];
 
-/// Neither time left nor ticks.
-pub(super) fn looks_disarmed(info: &Info) -> bool {
-    info.pair("it_value:") == Some((0, 0)) && info.value("ticks:") == Some("0")
+/// It shows no time left. It may be disarmed; or be due in this very instant, and not have ticked yet; or have an
+/// interval and have expired, and not be started again until it is read.
+pub(super) fn shows_no_time(info: &Info) -> bool {
+    let ticked = info.value("ticks:") != Some("0");
+    let interval = info.pair("it_interval:") != Some((0, 0));
+    info.pair("it_value:") == Some((0, 0)) && (interval || !ticked)
 }
 
 pub(super) fn timerfd(info: &Info) -> Result<Timerfd, Refuse> {

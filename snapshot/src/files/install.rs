@@ -10,12 +10,12 @@ use crate::sys::{descriptor, fdioctl};
 /// Puts the descriptions at a process's numbers and closes everything else but `keep`, which comes back at numbers
 /// above the highest of the table. Then takes the record locks of the process, which was `pid` in the snapshot.
 ///
-/// All other descriptors of the calling process are closed, whoever owns them; it must be one that goes on to become
+/// All other descriptors of the calling process are closed, whoever owns them (forget the owners); it must be one that goes on to become
 /// the target.
 pub fn install(
     table: &[Fd],
     files: &[OpenFile],
-    descriptions: &[OwnedFd],
+    descriptions: Vec<OwnedFd>,
     keep: Vec<OwnedFd>,
     (pid, contended_locks): (i32, bool),
 ) -> Result<Vec<OwnedFd>, Error> {
@@ -63,6 +63,7 @@ pub fn install(
     stay.extend(keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()));
     stay.sort_unstable();
     // The numbers are closed below; their owners here must not do so again.
+    descriptions.into_iter().for_each(std::mem::forget);
     moved.into_iter().flatten().for_each(std::mem::forget);
     let mut next = 0;
     for number in stay.into_iter().chain([u32::MAX]) {

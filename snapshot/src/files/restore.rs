@@ -33,6 +33,8 @@ pub struct Context<'a> {
     pub shared: &'a OpenShared<'a>,
     /// What becomes of established TCP connections.
     pub connections: Connections,
+    /// Called before the first connection is made again: lets go of what holds the old ones ([`super::Held::discard`]).
+    pub before_connections: Option<&'a dyn Fn()>,
     /// Locks that another process holds are left to it, instead of failing.
     pub contended_locks: bool,
 }
@@ -99,6 +101,11 @@ pub fn restore(files: &[OpenFile], dir: &Path, ctx: &Context) -> Result<Vec<Owne
         }
     }
     connect(files, &made)?;
+    if let Some(call) = ctx.before_connections
+        && files.iter().any(|file| matches!(file.kind, Kind::Tcp(_)))
+    {
+        call();
+    }
     for (at, file) in files.iter().enumerate() {
         if let Kind::Tcp(tcp) = &file.kind {
             made[at] = Some(tcp::restore(at, file, tcp, ctx)?);

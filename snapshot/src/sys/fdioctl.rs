@@ -141,3 +141,11 @@ pub fn set_foreground(slave: BorrowedFd, group: i32) -> io::Result<()> {
     // SAFETY: reads one int.
     check(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSPGRP, &raw const group) }).map(drop)
 }
+
+/// timerfd_gettime(2), for what it does besides: an interval timer that has expired and was not read is started
+/// again, with its expirations counted as if it had run on.
+pub fn restart_timer(fd: BorrowedFd) -> io::Result<()> {
+    let mut spec = [0u64; 4];
+    // SAFETY: the kernel writes a struct itimerspec, four words.
+    check(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), spec.as_mut_ptr().cast()) }).map(drop)
+}
