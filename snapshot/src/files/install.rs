@@ -85,8 +85,14 @@ pub fn install(
 }
 
 /// What needs all processes of the tree to be there: who gets signals, descriptors of processes, and the terminal of a
-/// session. Each process calls it after [`install`]; `pid` is what it was in the snapshot.
-pub fn complete(table: &[Fd], files: &[OpenFile], pid: i32) -> Result<(), Error> {
+/// session. Each process calls it after [`install`]; `pid` is what it was in the snapshot,
+/// and `now` tells the number that a process of the snapshot has now.
+pub fn complete(
+    table: &[Fd],
+    files: &[OpenFile],
+    pid: i32,
+    now: &dyn Fn(i32) -> i32,
+) -> Result<(), Error> {
     let fail = |fd| move |source| Error::Install { fd, source };
     let mut seen: std::collections::HashMap<u32, i32> = std::collections::HashMap::new();
     for fd in table {
@@ -101,8 +107,8 @@ pub fn complete(table: &[Fd], files: &[OpenFile], pid: i32) -> Result<(), Error>
             } else {
                 let flags = (file.flags & libc::O_NONBLOCK).cast_unsigned();
                 let what = format!("open a descriptor of process {}", process.pid);
-                let made =
-                    descriptor::pidfd_open(process.pid, flags).map_err(Error::restore(at, what))?;
+                let made = descriptor::pidfd_open(now(process.pid), flags)
+                    .map_err(Error::restore(at, what))?;
                 descriptor::place(made.as_fd(), fd.fd, fd.cloexec).map_err(fail(fd.fd))?;
             }
         }
@@ -111,7 +117,7 @@ pub fn complete(table: &[Fd], files: &[OpenFile], pid: i32) -> Result<(), Error>
         }
         let own = || descriptor::borrow(fd.fd).map_err(fail(fd.fd));
         if let Some(owner) = file.owner {
-            descriptor::set_owner(own()?, owner.kind, owner.pid)
+            descriptor::set_owner(own()?, owner.kind, now(owner.pid))
                 .and_then(|()| descriptor::fcntl(own_fd(fd.fd)?, F_SETSIG, owner.signal))
                 .map_err(Error::restore(
                     at,
@@ -137,7 +143,7 @@ pub fn complete(table: &[Fd], files: &[OpenFile], pid: i32) -> Result<(), Error>
                     // Another descriptor of it has done it already, or the caller has.
                     _ => {}
                 }
-                let _ = fdioctl::set_foreground(own()?, master.foreground);
+                let _ = fdioctl::set_foreground(own()?, now(master.foreground));
             }
         }
     }

@@ -165,7 +165,10 @@ fn queues(fd: BorrowedFd, state: u8) -> io::Result<Queues> {
         }
         let incoming = content(fd, RECEIVE, before.2)?;
         let outgoing = content(fd, SEND, written)?;
-        let unsent = fdioctl::never_sent(fd)?.min(outgoing.len());
+        // So it is here, and it is the last to be sent.
+        let never =
+            fdioctl::never_sent(fd)?.saturating_sub(usize::from(WE_CLOSED.contains(&state)));
+        let unsent = never.min(outgoing.len());
         let mut bytes = [0; 20];
         sockopt::get(fd, LEVEL, REPAIR_WINDOW, &mut bytes)?;
         let mut window = [0; 5];
@@ -229,7 +232,6 @@ pub(super) fn state(
             "try again in a moment",
         ));
     };
-    let mss = get_word(fd, libc::TCP_MAXSEG).map_err(Refuse::failed("TCP_MAXSEG"))?;
     let family = sockopt::get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
         .map_err(Refuse::failed("SO_DOMAIN"))?;
     if dry {
@@ -245,8 +247,11 @@ pub(super) fn state(
         held.push(copy()?);
         sockopt::deafen(fd).map_err(Refuse::failed("silence a connection"))?;
     }
-    let found = repaired(fd, || queues(fd, state));
-    let found = found.map_err(Refuse::failed(
+    // In repair mode this is the peer's limit, otherwise what is used at the moment.
+    let found = repaired(fd, || {
+        Ok((queues(fd, state)?, get_word(fd, libc::TCP_MAXSEG)?))
+    });
+    let (found, mss) = found.map_err(Refuse::failed(
         "TCP_REPAIR; CAP_NET_ADMIN in its network is needed",
     ))?;
     let copy = copy()?;
@@ -412,6 +417,12 @@ fn repair(at: usize, tcp: &Tcp) -> Result<OwnedFd, Error> {
         .flat_map(|(code, value)| [code.to_ne_bytes(), value.to_ne_bytes()].concat())
         .collect();
     sockopt::set(fd, LEVEL, REPAIR_OPTIONS, &bytes).map_err(fail("options"))?;
+    // The size of segments was worked out at connect(2), without the peer's limit. Setting no IP options makes the
+    // kernel do it again.
+    let _ = sockopt::set(fd, libc::IPPROTO_IP, libc::IP_OPTIONS, &[]);
+    if tcp.family == libc::AF_INET6 {
+        let _ = sockopt::set(fd, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &[]);
+    }
     if tcp.agreed & OPT_TIMESTAMPS != 0 {
         set(TIMESTAMP, tcp.timestamp).map_err(fail("timestamps"))?;
     }
@@ -434,6 +445,16 @@ fn repair(at: usize, tcp: &Tcp) -> Result<OwnedFd, Error> {
         }
         let bytes: Vec<u8> = window.iter().flat_map(|word| word.to_ne_bytes()).collect();
         sockopt::set(fd, LEVEL, REPAIR_WINDOW, &bytes).map_err(fail("window"))?;
+        if peer_closed {
+            // While nothing of ours can have been acknowledged anew: what is too old is dropped. It acknowledges
+            // nothing itself: what the peer has got, only the peer can say.
+            let (next, window) = (
+                tcp.receive_seq.wrapping_sub(1),
+                tcp.window[1] >> (tcp.scales.0 & 0xf),
+            );
+            send_fin(&remote, &local, next, unacknowledged, window)
+                .map_err(fail("the end of what the peer sends"))?;
+        }
         // Leaving repair mode sends a probe, which makes the peer tell where it is.
         sockopt::set_int(fd, LEVEL, REPAIR, REPAIR_OFF).map_err(fail("leave repair mode"))?;
         write(fd, unsent).map_err(fail("data that was not sent"))
@@ -442,12 +463,6 @@ fn repair(at: usize, tcp: &Tcp) -> Result<OwnedFd, Error> {
     options::restore(at, fd, &chosen)?;
     if let Some(reuse) = tcp.options.iter().find(|option| !later(option)) {
         options::restore(at, fd, std::slice::from_ref(reuse))?;
-    }
-    if peer_closed {
-        let next = tcp.receive_seq.wrapping_sub(1);
-        let last = unacknowledged.wrapping_add(length(sent)?);
-        send_fin(&remote, &local, next, last, tcp.window[1])
-            .map_err(fail("the end of what the peer sends"))?;
     }
     if we_closed {
         sockopt::shutdown(fd, libc::SHUT_WR).map_err(fail("the end of what we send"))?;

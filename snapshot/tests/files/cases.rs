@@ -518,6 +518,12 @@ fn make_epoll(_: &Path) {
     // A descriptor of a process, ourselves.
     let own = descriptor::pidfd_open(std::process::id().cast_signed(), 0).unwrap();
     at(104, own);
+    add(
+        &Epoll(descriptor::duplicate_number(4, 0).unwrap()),
+        104,
+        EpollFlags::EPOLLIN,
+        80,
+    );
 }
 
 fn wait(epoll: &Epoll) -> Vec<u64> {
@@ -530,9 +536,17 @@ fn wait(epoll: &Epoll) -> Vec<u64> {
 
 fn check_epoll(_: &Path) {
     let (epoll, outer) = (Epoll(take(4)), Epoll(take(5)));
+    let info = |fd: i32| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    assert!(info(104).contains(&format!("Pid:\t{}\n", std::process::id())));
+    assert!(
+        info(4)
+            .lines()
+            .any(|line| line.starts_with("tfd:      104 "))
+    );
     assert_eq!(wait(&epoll), [79]);
     assert_eq!(wait(&outer), [5]);
-    nix::unistd::write(take(101), b"x").unwrap();
+    let writer = take(101);
+    nix::unistd::write(&writer, b"x").unwrap();
     assert_eq!(wait(&epoll), [77, 78, 79]);
     nix::unistd::write(take(102), &1u64.to_ne_bytes()).unwrap();
     assert_eq!(wait(&epoll), [77, 78, 79, u64::MAX]);

@@ -198,7 +198,13 @@ pub(crate) fn role(role: &str, name: &str, dir: &Path) {
         } else {
             Connections::Repair
         };
-        let before = || Held::from_sockets(vec![descriptor::adopt(0).unwrap()]).discard();
+        let before = || {
+            // The driver's own duplicate keeps the old connection until it is closed.
+            while !dir.join("go").exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Held::from_sockets(vec![descriptor::adopt(0).unwrap()]).discard();
+        };
         restore(
             dir,
             Some(0),
@@ -255,7 +261,11 @@ fn peer(shape: Shape, socket: TcpStream, dir: &Path) -> std::thread::JoinHandle<
 }
 
 fn all(test: fn(Shape)) {
+    let only = std::env::var("SHAPE").ok();
     for shape in SHAPES {
+        if only.as_ref().is_some_and(|only| only != shape.name) {
+            continue;
+        }
         println!("  {}", shape.name);
         test(*shape);
     }
@@ -305,6 +315,7 @@ fn resumed(shape: Shape) {
     command.stdin(Stdio::from(held.into_sockets().pop().unwrap()));
     let mut child = command.spawn().unwrap();
     drop(command);
+    std::fs::write(dir.path().join("go"), "").unwrap();
     assert!(
         child.wait().unwrap().success(),
         "the resumed process lost its connection"

@@ -161,7 +161,14 @@ pub(crate) fn restore(
     ctx.external.into_values().for_each(std::mem::forget);
     std::mem::forget(root);
     assert_eq!(kept.len(), 1);
-    files::complete(table, &files, pid).unwrap_or_else(|error| fail(&error));
+    let now = |old| {
+        if old == pid {
+            std::process::id().cast_signed()
+        } else {
+            old
+        }
+    };
+    files::complete(table, &files, pid, &now).unwrap_or_else(|error| fail(&error));
     drop(kept);
     let mut open: Vec<i32> = std::fs::read_dir("/proc/self/fd")
         .unwrap()
