@@ -6,10 +6,6 @@ pub mod capture;
 pub mod fault;
 pub mod files;
 pub mod image;
-<<<<<<< HEAD
 pub mod proc;
 pub mod sys;
 pub mod target;
-=======
-pub mod sys;
->>>>>>> s-files
