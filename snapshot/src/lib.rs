@@ -4,3 +4,5 @@
 
 pub mod files;
 pub mod image;
+pub mod memory;
+pub mod sys;
