@@ -34,6 +34,7 @@ fn main() {
     println!("pid {pid}");
     std::thread::sleep(Duration::from_millis(100));
     let slow = |t: &harness::Target| (t.word(16), t.word(17), t.word(20));
+    t.set(18, 0);
     let before = slow(&t);
     let pages = Arc::new(PagesWriter::create(&dir).unwrap());
     if arg("copy") == Some("1") {
@@ -66,9 +67,10 @@ fn main() {
     phase("tracked");
     let tracked = begin.elapsed();
     // As a tracer would stop it: little time passes between the last round and the stop.
-    tracker.tighten(&mut || harness::spans(pid)).unwrap();
-    t.stop();
+    snapshot::sys::sched::prefer_this_thread();
     let spans = t.spans();
+    tracker.tighten(&mut || spans.clone()).unwrap();
+    t.stop();
     let fence = match tracker.freeze(&spans, true).unwrap() {
         Frozen::Fixed(f) => f,
         Frozen::Again { .. } => unreachable!("it was forced"),
@@ -76,6 +78,7 @@ fn main() {
     phase("frozen");
     tracker.copy_plain(&fence.untracked).unwrap();
     t.go();
+    snapshot::sys::sched::prefer_no_more();
     phase("going");
     let after = begin.elapsed();
     tracker.save_rest().unwrap();

@@ -53,6 +53,13 @@ impl PagesWriter {
         Ok(())
     }
 
+    /// Writes bytes of pages at an offset.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(Error::io(&self.path, "write memory to it"))
+    }
+
     /// Makes the pages `set` of a slot holes again.
     pub fn punch(&self, slot: u64, set: &PageSet) -> Result<(), Error> {
         let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;

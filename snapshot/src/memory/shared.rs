@@ -13,6 +13,9 @@ use crate::image::pageset::{BLOCK, PageSet};
 use crate::sys::pagemap::{FILE, HUGE, PRESENT, SWAPPED};
 use crate::sys::uffd::{Fault, MISSING, Uffd, WP};
 
+/// As many pieces (64 MiB) may wait to be written; more do not help.
+const MOST_QUEUED: usize = 1024;
+
 #[derive(Debug)]
 pub(super) struct Shared {
     pub source: Source,
@@ -24,6 +27,8 @@ pub(super) struct Shared {
     pub stop: AtomicBool,
     pub counts: Counts,
     pub aside: Aside,
+    /// Offsets in `pages`, and bytes to be written there.
+    queue: Mutex<Vec<(u64, Vec<u8>)>>,
     epoch: Instant,
 }
 
@@ -62,6 +67,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             counts: Counts::default(),
             aside: Aside::default(),
+            queue: Mutex::default(),
             epoch: Instant::now(),
         }
     }
@@ -216,7 +222,7 @@ impl Shared {
             self.counts
                 .by_fault
                 .fetch_add(there.count() as u64, Relaxed);
-            self.write(slot, &c, room)
+            self.hand_over(slot, &c, room)
         });
         if let Err(e) = done {
             self.fail(e);
@@ -294,6 +300,35 @@ impl Shared {
         }
     }
 
+    /// Leaves pages for a thread that copies to write: a file system may make a writer wait for its disk, and the
+    /// thread that serves faults must not. With too many left already, it does wait.
+    fn hand_over(&self, slot: Option<u64>, c: &Copied, room: &Room) -> Result<(), Error> {
+        let Some(slot) = slot else { return Ok(()) };
+        let mut queue = lock(&self.queue);
+        if queue.len() >= MOST_QUEUED {
+            drop(queue);
+            return self.write(Some(slot), c, room);
+        }
+        self.counts
+            .copied
+            .fetch_add((c.own.count() + c.same.count()) as u64, Relaxed);
+        queue.extend(c.own.runs().flat_map(|r| pieces_of(r)).map(|r| {
+            let at = slot * BLOCK + (r.start * 4096) as u64;
+            (at, room.block[r.start * 4096..r.end * 4096].to_vec())
+        }));
+        Ok(())
+    }
+
+    /// Writes what was left so.
+    pub fn write_queued(&self) -> Result<(), Error> {
+        loop {
+            let Some((at, bytes)) = lock(&self.queue).pop() else {
+                return Ok(());
+            };
+            self.source.pages.write_at(at, &bytes)?;
+        }
+    }
+
     /// Before the point in time: protects what is writable of a block and, if asked to, copies what is not saved.
     pub fn visit(&self, block: u64, copy: bool, room: &mut Room) -> Result<(), Error> {
         let mut t = self.table();
@@ -346,6 +381,7 @@ impl Shared {
             all.same |= c.same;
         }
         self.write(at, &all, room)?;
+        self.write_queued()?;
         self.note_sum(block, &all.own, room);
         Ok(())
     }
@@ -384,6 +420,16 @@ impl Shared {
             }
         }
     }
+}
+
+/// Splits pages in a row at the borders of pieces.
+fn pieces_of(pages: std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut at = pages.start;
+    std::iter::from_fn(move || {
+        let run = at..((at / PIECE_PAGES + 1) * PIECE_PAGES).min(pages.end);
+        at = run.end;
+        (!run.is_empty()).then_some(run)
+    })
 }
 
 /// Rows of pieces with their addresses.

@@ -41,7 +41,7 @@ impl Default for Options {
         Self {
             precopy: true,
             threads: 2,
-            few: 32,
+            few: 6,
             most_new: 16 << 20,
             parent: None,
         }
@@ -120,6 +120,7 @@ impl Tracker {
             options,
             stats: Stats::default(),
             complete: false,
+            at_stop: 0,
         })
     }
 
@@ -160,7 +161,7 @@ impl Tracker {
     pub fn tighten(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
         self.set_ranges(&current())?;
         let mut last = u64::MAX;
-        for _ in 0..10 {
+        for _ in 0..12 {
             let left = self.shared.table().count_writable();
             if left < self.options.few || (left >= last && left < 4 * self.options.few) {
                 break;
@@ -299,6 +300,7 @@ impl Tracker {
             shared.save(b, room)
         })?;
         self.settle()?;
+        self.shared.write_queued()?;
         self.stats.rest = begin.elapsed();
         self.stats.copied_after = self.shared.counts.copied.load(Relaxed) - self.at_stop;
         self.stats.by_fault = self.shared.counts.by_fault.load(Relaxed);
@@ -333,6 +335,8 @@ impl Tracker {
         let begin = Instant::now();
         self.leave();
         self.stats.release = begin.elapsed();
+        // Faults that came last may have left more.
+        self.shared.write_queued()?;
         self.shared.check()?;
         let begin = Instant::now();
         let table = std::mem::take(&mut *self.shared.table());
