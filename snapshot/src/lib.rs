@@ -6,6 +6,7 @@ pub mod capture;
 pub mod fault;
 pub mod files;
 pub mod image;
+pub mod memory;
 pub mod proc;
 pub mod sys;
 pub mod target;

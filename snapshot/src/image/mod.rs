@@ -1,3 +1,10 @@
 //! The snapshot on disk: `docs/snapshot.md`, section 4.
 
+pub mod index;
 pub mod manifest;
+pub mod pages;
+pub mod pageset;
+pub mod verify;
+
+pub use error::Error;
+mod error;

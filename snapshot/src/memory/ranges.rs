@@ -1,0 +1,51 @@
+//! A list of address ranges.
+
+use super::Span;
+
+/// Ranges by rising address, none of which overlap.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ranges(Vec<Span>);
+
+impl Ranges {
+    /// Neighbours are not joined: each is one mapping. Of two that overlap (which /proc never says), the second is cut.
+    pub fn new(spans: &[Span]) -> Self {
+        let mut spans = spans.to_vec();
+        spans.sort_by_key(|s| s.start);
+        let mut end = 0;
+        for s in &mut spans {
+            s.start = s.start.max(end);
+            end = end.max(s.end);
+        }
+        spans.retain(|s| s.start < s.end);
+        Self(spans)
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Span> {
+        self.0.iter()
+    }
+
+    /// What of `start..end` is in them.
+    pub fn cut(&self, start: u64, end: u64) -> impl Iterator<Item = Span> + '_ {
+        let from = self.0.partition_point(|s| s.end <= start);
+        self.0[from..]
+            .iter()
+            .take_while(move |s| s.start < end)
+            .map(move |s| s.start.max(start)..s.end.min(end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_to_what_is_asked() {
+        let r = Ranges::new(&[30..40, 10..20, 20..25, 35..50]);
+        assert_eq!(
+            r.cut(0, 100).collect::<Vec<_>>(),
+            [10..20, 20..25, 30..40, 40..50]
+        );
+        assert_eq!(r.cut(15, 31).collect::<Vec<_>>(), [15..20, 20..25, 30..31]);
+        assert_eq!(r.cut(25, 30).count(), 0);
+    }
+}

@@ -1,0 +1,410 @@
+//! The steps of a save, in their order.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::Span;
+use super::copy::{Room, Source};
+use super::error::Error;
+use super::faults;
+use super::parent::Parent;
+use super::plain;
+use super::ranges::Ranges;
+use super::shared::Shared;
+use super::stats::{Round, Stats};
+use crate::image::index::Entry;
+use crate::image::pages::PagesWriter;
+use crate::image::pageset::PageSet;
+use crate::sys::uffd::Uffd;
+
+/// How a save is done.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Copy ahead of the point in time. Without it all is copied after it: slower to finish, and the way for targets
+    /// whose pages may be written by a device while they are copied (O_DIRECT reads).
+    pub precopy: bool,
+    /// Threads that copy.
+    pub threads: usize,
+    /// Go on to the stop when so few pieces of 64 KiB are writable.
+    pub few: u64,
+    /// With more bytes than that to protect for the first time, a stop is given up and tried again.
+    pub most_new: u64,
+    /// What the snapshot builds on (`--since`).
+    pub parent: Option<Arc<Parent>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            precopy: true,
+            threads: 2,
+            few: 6,
+            most_new: 16 << 20,
+            parent: None,
+        }
+    }
+}
+
+/// The point in time has been fixed.
+#[derive(Debug, Clone, Default)]
+pub struct Fence {
+    /// Bytes that are still to be copied, at most.
+    pub unsaved: u64,
+    /// Ranges that cannot be tracked: the caller copies them now, with [`Tracker::copy_plain`].
+    pub untracked: Vec<Span>,
+}
+
+/// What came of a stop.
+#[derive(Debug, Clone)]
+pub enum Frozen {
+    /// The point in time is now.
+    Fixed(Fence),
+    /// Too much memory is new: let the target go on, call [`Tracker::tighten`], and stop it again.
+    Again {
+        /// How much, bytes.
+        new: u64,
+    },
+}
+
+/// The memory of one address space, saved.
+#[derive(Debug)]
+pub struct SavedSpace {
+    /// For the index.
+    pub entries: Vec<Entry>,
+    /// What it has cost.
+    pub stats: Stats,
+}
+
+/// A save of one address space. Dropped at any time, it leaves the target as it was.
+#[derive(Debug)]
+pub struct Tracker {
+    shared: Arc<Shared>,
+    threads: Option<[JoinHandle<()>; 2]>,
+    options: Options,
+    stats: Stats,
+    complete: bool,
+    /// Pages copied by the time of the stop.
+    at_stop: u64,
+}
+
+impl Tracker {
+    /// Takes a userfaultfd that process `pid` has made, on which UFFDIO_API has not been called and of which the
+    /// process has no copy any more. `space` is the address space's number in the index.
+    pub fn new(
+        pid: i32,
+        uffd: OwnedFd,
+        space: u32,
+        pages: Arc<PagesWriter>,
+        options: Options,
+    ) -> Result<Self, Error> {
+        // Features: faults on write-protected pages (bit 0). None of the events: what they tell is found out
+        // otherwise, and they would make the target wait.
+        let uffd = Uffd::new(uffd, 1).map_err(|source| Error::Open {
+            pid,
+            what: "userfaultfd",
+            source,
+        })?;
+        let source = Source::new(pid, space, pages, options.parent.clone())?;
+        let shared = Arc::new(Shared::new(source, uffd));
+        let threads = faults::start(&shared).map_err(|source| Error::Open {
+            pid,
+            what: "threads",
+            source,
+        })?;
+        Ok(Self {
+            shared,
+            threads: Some(threads),
+            options,
+            stats: Stats::default(),
+            complete: false,
+            at_stop: 0,
+        })
+    }
+
+    /// Sets the mappings to track, each as `/proc/PID/maps` has it; only private anonymous ones. Those that are new are
+    /// registered. Gives those that cannot be tracked.
+    pub fn set_ranges(&mut self, now: &[Span]) -> Result<Vec<Span>, Error> {
+        let mut untracked = Vec::new();
+        self.shared.table().ranges = Ranges::new(now);
+        for span in now {
+            let mut t = self.shared.table();
+            // One that is there already is found as such, so that it is not copied twice.
+            if !self.shared.is_registered(span)? && !self.shared.adopt(&mut t, span)? {
+                untracked.push(span.clone());
+            }
+        }
+        Ok(untracked)
+    }
+
+    /// Protects and copies everything while the target runs, until little of it is writable. `current` gives the
+    /// mappings as they are now; it is asked between rounds.
+    pub fn track(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
+        self.round(self.options.precopy)?;
+        let mut last = self.stats.rounds[0].pieces;
+        for _ in 0..4 {
+            self.set_ranges(&current())?;
+            let left = self.shared.table().count_writable();
+            // Copying is slower than writing: what is not much less than before will not become less.
+            if !self.options.precopy || left < self.options.few || left > last / 2 {
+                break;
+            }
+            self.round(true)?;
+            last = left;
+        }
+        self.tighten(current)
+    }
+
+    /// Protects what is writable, until it is little or becomes no less.
+    pub fn tighten(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
+        self.set_ranges(&current())?;
+        let mut last = u64::MAX;
+        for _ in 0..12 {
+            let left = self.shared.table().count_writable();
+            if left < self.options.few || (left >= last && left < 4 * self.options.few) {
+                break;
+            }
+            self.round(false)?;
+            last = left;
+        }
+        Ok(())
+    }
+
+    /// One round over what is writable.
+    fn round(&mut self, copy: bool) -> Result<(), Error> {
+        let begin = Instant::now();
+        let (blocks, pieces) = {
+            let mut t = self.shared.table();
+            let pieces = t.count_writable();
+            (std::mem::take(&mut t.writable), pieces)
+        };
+        let before = self.shared.counts.copied.load(Relaxed);
+        let shared = &self.shared;
+        if copy {
+            each(&blocks, self.options.threads, |b, room| {
+                shared.visit(b, true, room)
+            })?;
+        } else {
+            let mut room = Room::none();
+            blocks
+                .iter()
+                .try_for_each(|&b| shared.visit(b, false, &mut room))?;
+        }
+        self.shared.check()?;
+        self.stats.copied_before += self.shared.counts.copied.load(Relaxed) - before;
+        self.stats.rounds.push(Round {
+            copied: copy,
+            pieces,
+            took: begin.elapsed(),
+        });
+        Ok(())
+    }
+
+    /// Fixes the point in time. The caller has stopped every thread of the target, and `now` are its private anonymous
+    /// mappings, each as `/proc/PID/maps` has it. With `force` it is not given up, however much is new.
+    pub fn freeze(&mut self, now: &[Span], force: bool) -> Result<Frozen, Error> {
+        let begin = Instant::now();
+        let mut t = self.shared.table_now();
+        self.shared.check()?;
+        t.ranges = Ranges::new(now);
+        let mut untracked = Vec::new();
+        let before = t.count_writable();
+        for span in now {
+            if !self.shared.is_registered(span)? && !self.shared.adopt(&mut t, span)? {
+                untracked.push(span.clone());
+            }
+        }
+        let new = (t.count_writable() - before) * super::table::PIECE;
+        if new > self.options.most_new && !force {
+            return Ok(Frozen::Again { new });
+        }
+        if !untracked.is_empty() {
+            let tracked: Vec<Span> = now
+                .iter()
+                .filter(|s| !untracked.contains(s))
+                .cloned()
+                .collect();
+            t.ranges = Ranges::new(&tracked);
+        }
+        self.stats.pieces_at_stop = t.count_writable();
+        for block in std::mem::take(&mut t.writable) {
+            if self.shared.protect(&mut t, block)? {
+                let what = "the ranges given for the stop are not its mappings";
+                return Err(Error::Order {
+                    pid: self.shared.source.pid,
+                    what,
+                });
+            }
+        }
+        t.after = true;
+        self.at_stop = self.shared.counts.copied.load(Relaxed);
+        self.stats.freeze = begin.elapsed();
+        let pieces: u64 = t
+            .blocks
+            .values()
+            .map(|b| u64::from(b.unsaved.count_ones()))
+            .sum();
+        Ok(Frozen::Fixed(Fence {
+            unsaved: pieces * super::table::PIECE,
+            untracked,
+        }))
+    }
+
+    /// In the stop: copies the process's own pages of ranges that are not tracked (private file mappings, and what
+    /// [`Fence::untracked`] names).
+    pub fn copy_plain(&mut self, spans: &[Span]) -> Result<(), Error> {
+        let mut t = self.shared.table_now();
+        plain::copy_spans(&self.shared.source, spans, &mut t.blocks)
+    }
+
+    /// In the stop: copies what is not saved yet, if it is at most `limit` bytes. True: nothing is left.
+    pub fn copy_in_stop(&mut self, limit: u64) -> Result<bool, Error> {
+        let left = self.left();
+        if (left.iter().map(|l| l.1).sum::<u64>()) * super::table::PIECE > limit {
+            return Ok(false);
+        }
+        let mut room = Room::new();
+        left.iter()
+            .try_for_each(|&(b, _)| self.shared.save(b, &mut room))?;
+        self.settle()?;
+        Ok(true)
+    }
+
+    fn left(&self) -> Vec<(u64, u64)> {
+        let t = self.shared.table();
+        t.blocks
+            .iter()
+            .filter(|(_, b)| b.unsaved != 0)
+            .map(|(&n, b)| (n, u64::from(b.unsaved.count_ones())))
+            .collect()
+    }
+
+    /// Copies what is left while the target runs. The caller holds back its calls that destroy memory (munmap, mremap,
+    /// madvise, brk, exit, exec, MAP_FIXED) until this has returned.
+    pub fn save_rest(&mut self) -> Result<(), Error> {
+        if self.complete {
+            return Ok(());
+        }
+        if !self.shared.table().after {
+            return Err(Error::Order {
+                pid: self.shared.source.pid,
+                what: "the point in time has not been fixed",
+            });
+        }
+        let begin = Instant::now();
+        let blocks: Vec<u64> = self.left().into_iter().map(|l| l.0).collect();
+        let shared = &self.shared;
+        each(&blocks, self.options.threads, |b, room| {
+            shared.save(b, room)
+        })?;
+        self.settle()?;
+        self.shared.write_queued()?;
+        self.stats.rest = begin.elapsed();
+        self.stats.copied_after = self.shared.counts.copied.load(Relaxed) - self.at_stop;
+        self.stats.by_fault = self.shared.counts.by_fault.load(Relaxed);
+        Ok(())
+    }
+
+    /// Takes out what was copied and had gone by the point in time.
+    fn settle(&mut self) -> Result<(), Error> {
+        let blocks: Vec<u64> = self.shared.table().blocks.keys().copied().collect();
+        for number in blocks {
+            let mut t = self.shared.table();
+            let tracked = t.tracked(number, super::table::ALL);
+            let existed = self.shared.existed(&mut t, number, &tracked)?;
+            if let Some(b) = t.blocks.get_mut(&number) {
+                let plain = b.plain & !tracked;
+                b.keep(&PageSet::FULL, &(existed | plain));
+            }
+        }
+        self.shared.check()?;
+        self.complete = true;
+        Ok(())
+    }
+
+    /// Whether the target may destroy memory again.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Leaves the target and gives what was saved. Calls [`Tracker::save_rest`] if it has not been.
+    pub fn finish(mut self) -> Result<SavedSpace, Error> {
+        self.save_rest()?;
+        let begin = Instant::now();
+        self.leave();
+        self.stats.release = begin.elapsed();
+        // Faults that came last may have left more.
+        self.shared.write_queued()?;
+        self.shared.check()?;
+        let begin = Instant::now();
+        let table = std::mem::take(&mut *self.shared.table());
+        let blocks: Vec<_> = table.blocks.into_iter().collect();
+        let entries = plain::entries(&self.shared.source, &blocks, self.options.threads)?;
+        self.stats.sums = begin.elapsed();
+        self.stats.faults = self.shared.counts.faults.load(Relaxed);
+        self.stats.missing = self.shared.counts.missing.load(Relaxed);
+        Ok(SavedSpace {
+            entries,
+            stats: std::mem::take(&mut self.stats),
+        })
+    }
+
+    /// What it has cost so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Lifts all protection while faults are still served, then ends the threads.
+    fn leave(&mut self) {
+        let Some(threads) = self.threads.take() else {
+            return;
+        };
+        self.shared.release();
+        self.shared.stop.store(true, Relaxed);
+        for t in threads {
+            if t.join().is_err() {
+                let what = "a thread that served its faults has panicked";
+                self.shared.fail(Error::Order {
+                    pid: self.shared.source.pid,
+                    what,
+                });
+            }
+        }
+        // What was registered and is not in the list (a stack that has grown since) must not wait for the sums.
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.uffd.close();
+        }
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Does something for each block, on several threads. The first error ends all.
+pub(super) fn each(
+    blocks: &[u64],
+    threads: usize,
+    work: impl Fn(u64, &mut Room) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        let mut room = Room::new();
+        while let Some(&b) = blocks.get(next.fetch_add(1, Relaxed)) {
+            work(b, &mut room).inspect_err(|_| next.store(blocks.len(), Relaxed))?;
+        }
+        Ok(())
+    };
+    let others = threads.min(blocks.len()).saturating_sub(1);
+    std::thread::scope(|s| {
+        let others: Vec<_> = (0..others).map(|_| s.spawn(run)).collect();
+        let mine = run();
+        others.into_iter().fold(mine, |r, t| {
+            r.and(t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+        })
+    })
+}
