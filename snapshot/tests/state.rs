@@ -69,7 +69,7 @@ fn check(user: &str, uid: u32) {
     let dir = tempfile::tempdir().unwrap();
     let target = Target::new(user);
     let pid = target.pid();
-    let planned = plan::plan(pid, false).unwrap().remove(0);
+    let planned = plan::plan(pid, false).unwrap().0.remove(0);
     let before = planned.before.unwrap();
     let maps = proc::maps(pid).unwrap();
     let mut journal = Journal::create(dir.path(), pid, planned.start_time).unwrap();
@@ -98,7 +98,7 @@ fn check(user: &str, uid: u32) {
     let threads = state::Threads::read(&stopped, &before).unwrap();
     let mut driver =
         Driver::enter(&stopped, stopped.threads(), &mut journal, Some(foothold)).unwrap();
-    let p = state::ask(&mut driver, &before, threads, &stopped).unwrap();
+    let (p, _) = state::ask(&mut driver, &before, threads, &stopped).unwrap();
     driver.unsettle().unwrap();
     driver.leave().unwrap();
     stopped.release();
@@ -150,7 +150,7 @@ fn of_nobody() {
 #[test]
 fn refusals_come_in_one_list() {
     let target = Target::new("root");
-    let mut strace = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     // A parent with a child, asked for without its tree: this test itself.
     let error = plan::plan(std::process::id().cast_signed(), false)
         .unwrap_err()
@@ -159,7 +159,7 @@ fn refusals_come_in_one_list() {
         error.contains("--tree") && error.contains("cannot capture itself"),
         "{error}"
     );
-    assert!(plan::plan(target.pid(), true).is_ok());
-    let _ = strace.kill();
-    let _ = strace.wait();
+    assert_eq!(plan::plan(target.pid(), true).unwrap().1, []);
+    let _ = child.kill();
+    let _ = child.wait();
 }

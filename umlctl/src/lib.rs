@@ -1,1 +1,5 @@
-//! Snapshot, resume and fork of User Mode Linux machines. Its place in the workspace is laid out; its own issue fills it.
+//! Running processes (and, by a later issue, User Mode Linux machines), snapshotted, resumed and forked while they run.
+//!
+//! The work is done by the library `snapshot`; here is the command line. `docs/snapshot.md` has the design.
+
+pub mod cli;

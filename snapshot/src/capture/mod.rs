@@ -1,8 +1,11 @@
 //! Taking a snapshot: what may be taken ([`plan`]), what there is beside memory and open files ([`state`], [`ranges`]), and
 //! the order of events.
 
+pub mod hold;
+pub mod host;
 pub mod plan;
 pub mod ranges;
+pub mod run;
 pub mod state;
 pub mod userfault;
 
@@ -38,4 +41,22 @@ pub enum Error {
     /// A mapping's backing is gone.
     #[error("process {0}: {1} at {2:#x} cannot be read")]
     Mapping(i32, PathBuf, u64, #[source] std::io::Error),
+    /// There is something at that name.
+    #[error("{0} exists: choose another name, or remove it")]
+    Exists(PathBuf),
+    /// The directory could not be made.
+    #[error("cannot make the directory {0}")]
+    Directory(PathBuf, #[source] std::io::Error),
+    /// The guardian could not be started.
+    #[error("cannot start {0} as the guardian of the target")]
+    Guardian(PathBuf, #[source] std::io::Error),
+    /// Open files.
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::Error),
+    /// The snapshot's own files.
+    #[error(transparent)]
+    Image(#[from] crate::image::Error),
 }

@@ -69,9 +69,8 @@ pub struct Planned {
 
 /// Looks at a process, and with `tree` at all that descend from it.
 ///
-/// # Errors
-/// [`Error::Refused`] with everything that cannot be captured.
-pub fn plan(root: i32, tree: bool) -> Result<Vec<Planned>, Error> {
+/// Gives what it found, and everything that cannot be captured; with a refusal nothing may be done to the target.
+pub fn plan(root: i32, tree: bool) -> Result<(Vec<Planned>, Vec<Refusal>), Error> {
     let mut refusals = Vec::new();
     let pids = if tree { proc::tree(root)? } else { vec![root] };
     if !tree {
@@ -94,11 +93,7 @@ pub fn plan(root: i32, tree: bool) -> Result<Vec<Planned>, Error> {
             Err(e) => return Err(e),
         }
     }
-    if refusals.is_empty() {
-        Ok(planned)
-    } else {
-        Err(Error::Refused(refusals))
-    }
+    Ok((planned, refusals))
 }
 
 fn look(pid: i32, pids: &[i32], refusals: &mut Vec<Refusal>) -> Result<Planned, Error> {

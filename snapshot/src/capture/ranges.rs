@@ -6,6 +6,7 @@ use crate::image::manifest::{Backing, FileIdentity, Range, SharedKind, SharedObj
 use crate::proc::{Map, MapKind};
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -152,6 +153,26 @@ impl Objects {
                 .collect(),
             name,
         })
+    }
+
+    /// The object that a descriptor is of: one that is mapped, or a memfd, which nothing else would save.
+    pub fn of_descriptor(&mut self, dev: u64, ino: u64, fd: BorrowedFd<'_>) -> Option<u32> {
+        if let Some(&object) = self.by_inode.get(&(dev, ino)) {
+            return Some(object);
+        }
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+        let text = path.to_str()?.strip_suffix(" (deleted)")?;
+        if !text.starts_with("/memfd:") {
+            return None;
+        }
+        let file = File::from(fd.try_clone_to_owned().ok()?);
+        let kind = shared_kind(&file, Path::new(text), true)?;
+        let size = file.metadata().ok()?.len();
+        let object = self.objects.len() as u32;
+        self.objects.push(SharedObject { size, kind });
+        self.files.push(file);
+        self.by_inode.insert((dev, ino), object);
+        Some(object)
     }
 
     fn file(&mut self, pid: i32, map: &Map, path: &Path, deleted: bool) -> Result<Backing, Error> {

@@ -1,7 +1,9 @@
 //! What a process is beside its memory and open files: identity, signals, timers, threads.
 
 use super::Error;
-use crate::image::manifest::{Credentials, PosixTimer, Prctl, Process, SignalAction, Thread};
+use crate::image::manifest::{
+    Credentials, PosixTimer, Prctl, Process, SignalAction, Space, Thread,
+};
 use crate::proc::{self, Stat, Status};
 use crate::sys::{limits, ptrace, remote};
 use crate::target::batch::Arg;
@@ -132,6 +134,7 @@ struct ProcessQuestions {
     pdeathsig: Arg,
     subreaper: Arg,
     securebits: usize,
+    brk: usize,
 }
 
 /// Bytes of scratch that a process with this many threads and timers needs.
@@ -149,7 +152,7 @@ pub fn ask(
     before: &Before,
     mut threads: Threads,
     stopped: &Stopped,
-) -> Result<Process, Error> {
+) -> Result<(Process, Space), Error> {
     let pid = before.pid;
     let timers = timers(pid)?;
     let mut batches = Vec::new();
@@ -185,7 +188,29 @@ pub fn ask(
     let Some(p) = questions.swap_remove(0).process else {
         return Err(TargetError::Ended(pid).into());
     };
-    answer(before, &batches[0], &p, threads, &status, &stat, stopped)
+    let mut layout = stat.layout;
+    layout[5] = batches[0]
+        .result(p.brk)
+        .map_err(|e| Error::Call(pid, "brk", e))? as u64;
+    let space = Space {
+        layout,
+        auxv: auxv(pid)?,
+        ranges: Vec::new(),
+        thp_disabled: !status.thp_enabled,
+    };
+    Ok((
+        answer(before, &batches[0], &p, threads, &status, &stat, stopped)?,
+        space,
+    ))
+}
+
+/// The auxiliary vector, words.
+fn auxv(pid: i32) -> Result<Vec<u64>, Error> {
+    let bytes = proc::read_bytes(pid, "auxv")?;
+    Ok(bytes
+        .chunks_exact(8)
+        .map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()))
+        .collect())
 }
 
 fn ask_process(b: &mut Batch, timers: &[PosixTimer]) -> ProcessQuestions {
@@ -225,7 +250,10 @@ fn ask_process(b: &mut Batch, timers: &[PosixTimer]) -> ProcessQuestions {
         &[libc::PR_GET_CHILD_SUBREAPER.into(), subreaper],
     );
     let securebits = b.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+    // An impossible break is refused, and the present one is the answer.
+    let brk = b.call(libc::SYS_brk, &[0.into()]);
     ProcessQuestions {
+        brk,
         actions,
         itimers,
         timers,

@@ -4,6 +4,7 @@ pub mod index;
 pub mod manifest;
 pub mod pages;
 pub mod pageset;
+pub mod store;
 pub mod verify;
 
 pub use error::Error;

@@ -312,7 +312,7 @@ impl Shared {
         self.counts
             .copied
             .fetch_add((c.own.count() + c.same.count()) as u64, Relaxed);
-        queue.extend(c.own.runs().flat_map(|r| pieces_of(r)).map(|r| {
+        queue.extend(c.own.runs().flat_map(pieces_of).map(|r| {
             let at = slot * BLOCK + (r.start * 4096) as u64;
             (at, room.block[r.start * 4096..r.end * 4096].to_vec())
         }));

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cpu;
 pub mod descriptor;
 pub mod fdioctl;
 pub mod handle;

@@ -257,3 +257,16 @@ fn decode(status: i32) -> Report {
         (e, _) => Report::Event(e),
     }
 }
+
+/// The next report of any thread that the calling thread traces (or of its children), without waiting.
+pub fn wait_own() -> Result<Option<(i32, Report)>, Errno> {
+    let mut status = 0;
+    let flags = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: `status` is valid for writing.
+    match unsafe { libc::waitpid(-1, &raw mut status, flags) } {
+        -1 if Errno::last() == Errno::EINTR => Ok(None),
+        -1 => Err(Errno::last()),
+        0 => Ok(None),
+        tid => Ok(Some((tid, decode(status)))),
+    }
+}

@@ -1,0 +1,728 @@
+//! The order of a snapshot. `docs/snapshot.md`, sections 1 to 4.
+
+use super::plan::{self, Planned, Refusal};
+use super::ranges::{Objects, Treatment, treatment};
+use super::{Error, hold, host, state, userfault};
+use crate::files;
+use crate::image::index::{Entry, Index};
+use crate::image::manifest::{Manifest, Process, Range, Space};
+use crate::image::pages::PagesWriter;
+use crate::image::store;
+use crate::memory::{self, Frozen, Parent, Span, Tracker};
+use crate::proc::{self, Map};
+use crate::sys::remote;
+use crate::target::driver::Foothold;
+use crate::target::journal::{self, Journal};
+use crate::target::{Driver, Stopped};
+use serde::Serialize;
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// What is left to be copied at the stop is copied in it, if it is not more than this.
+const COPY_IN_STOP: u64 = 256 << 10;
+const ATTEMPTS: u32 = 20;
+
+/// What becomes of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It runs on.
+    Runs,
+    /// It is left stopped, as by SIGSTOP.
+    Stopped,
+    /// It is killed.
+    Killed,
+}
+
+/// How memory is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Write-protected and copied ahead of the stop.
+    Tracked,
+    /// Stopped, copied, let go. The pause grows with the size.
+    StopAndCopy,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The process.
+    pub pid: i32,
+    /// With its descendants.
+    pub tree: bool,
+    /// The directory to make.
+    pub dir: PathBuf,
+    /// An earlier snapshot to build on.
+    pub since: Option<PathBuf>,
+    /// Wait until all of it is on disk.
+    pub durable: bool,
+    /// What becomes of the target.
+    pub after: After,
+    /// How memory is saved.
+    pub method: Method,
+    /// Where journals are kept.
+    pub journals: PathBuf,
+    /// The program that is started as guardian, as `PROGRAM rescue --watch`; none for tests.
+    pub guardian: Option<PathBuf>,
+    /// Terminals, pipes and sockets to the outside under the numbers 0, 1 and 2 become those of the resuming command.
+    pub stdio: bool,
+    /// More such numbers.
+    pub external: Vec<i32>,
+    /// Stream sockets to the outside are closed at a resume instead of being refused.
+    pub close_outside: bool,
+}
+
+impl Options {
+    /// The usual, for a process and a directory.
+    #[must_use]
+    pub fn new(pid: i32, dir: &Path) -> Self {
+        Self {
+            pid,
+            tree: false,
+            dir: dir.into(),
+            since: None,
+            durable: false,
+            after: After::Runs,
+            method: Method::Tracked,
+            journals: journal::DIRECTORY.into(),
+            guardian: None,
+            stdio: true,
+            external: Vec::new(),
+            close_outside: false,
+        }
+    }
+}
+
+/// What it has cost. Times in microseconds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Until all threads were stopped.
+    pub stop_us: u64,
+    /// Reading registers, signals, mappings, open files.
+    pub state_us: u64,
+    /// Fixing the point in time for memory.
+    pub mark_us: u64,
+    /// Letting the threads go.
+    pub detach_us: u64,
+    /// The sum of these: how long the target stood still.
+    pub pause_us: u64,
+    /// The earlier, shorter stop of one thread, in which the userfaultfd is made.
+    pub prepare_us: u64,
+    /// From the start until all is on disk; none if that was not waited for.
+    pub durable_us: Option<u64>,
+    /// From the start until the snapshot was published.
+    pub total_us: u64,
+    /// Bytes of memory in this snapshot's own files.
+    pub bytes_saved: u64,
+    /// Pages copied ahead of the stop.
+    pub pages_before_stop: u64,
+    /// Pages copied after the stop because the target was about to write them.
+    pub pages_by_fault: u64,
+    /// Pages copied after the stop, in the background.
+    pub pages_in_background: u64,
+    /// Faults that the target took.
+    pub faults: u64,
+    /// Stops that were given up as too much had become writable, and repeated.
+    pub stops_given_up: u32,
+    /// Processes.
+    pub processes: usize,
+    /// Threads.
+    pub threads: usize,
+    /// The way that memory was saved.
+    pub method: &'static str,
+}
+
+/// A process under capture.
+#[derive(Debug)]
+struct Target {
+    planned: Planned,
+    space: u32,
+    journal: Journal,
+    foothold: Option<Foothold>,
+    tracker: Option<Tracker>,
+}
+
+/// What was read of a process at the point in time.
+#[derive(Debug)]
+struct Fixed {
+    process: Process,
+    space: Space,
+    entries: Vec<Entry>,
+}
+
+/// Takes a snapshot.
+pub fn snapshot(options: &Options) -> Result<Report, Error> {
+    let begin = Instant::now();
+    let mut report = Report {
+        method: match options.method {
+            Method::Tracked => "tracked",
+            Method::StopAndCopy => "stop-and-copy",
+        },
+        ..Report::default()
+    };
+    let objects = RefCell::new(Objects::default());
+    let (planned, mut refusals) = plan::plan(options.pid, options.tree)?;
+    for p in &planned {
+        for map in p.maps.iter().filter(|m| m.shared) {
+            objects.borrow_mut().range(p.pid, map, None)?;
+        }
+    }
+    let shared =
+        |dev: u64, ino: u64, fd: BorrowedFd<'_>| objects.borrow_mut().of_descriptor(dev, ino, fd);
+    let file_options = files::Options {
+        stdio: options.stdio,
+        external: options.external.clone(),
+        close_outside: options.close_outside,
+        hold_connections: options.after == After::Killed,
+        ..files::Options::new(&options.dir, &shared)
+    };
+    let pids: Vec<i32> = planned
+        .iter()
+        .filter(|p| !p.zombie)
+        .map(|p| p.pid)
+        .collect();
+    let dir = Directory::create(&options.dir)?;
+    let mut capture = match files::Capture::prepare(&pids, &file_options) {
+        Ok(c) => Some(c),
+        Err(files::Error::Refused(list)) => {
+            refusals.extend(list.into_iter().map(|r| Refusal {
+                pid: r.pid,
+                object: r.object,
+                reason: r.reason,
+                remedy: r.advice,
+            }));
+            None
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let (Some(capture), true) = (&mut capture, refusals.is_empty()) else {
+        return Err(Error::Refused(refusals));
+    };
+    let parent = match &options.since {
+        Some(dir) => Some(Arc::new(Parent::open(dir, &store::load(dir)?)?)),
+        None => None,
+    };
+    let pages = Arc::new(PagesWriter::create(&options.dir)?);
+    let manifest_host = host::current()?;
+
+    let mut targets = Vec::new();
+    let mut zombies = Vec::new();
+    for p in planned {
+        if p.zombie {
+            zombies.push(p.pid);
+            continue;
+        }
+        let journal = Journal::create(&options.journals, p.pid, p.start_time)?;
+        let space = targets.len() as u32;
+        targets.push(Target {
+            planned: p,
+            space,
+            journal,
+            foothold: None,
+            tracker: None,
+        });
+    }
+    let guardian = Guardian::start(options, &targets)?;
+    for t in &mut targets {
+        t.prepare(options, &pages, parent.as_ref(), &mut report)?;
+    }
+    crate::fault::point("snapshot.prepared");
+    for t in &mut targets {
+        t.track()?;
+    }
+    crate::fault::point("snapshot.tracked");
+
+    // The stop.
+    let mut attempt = 0;
+    let (stopped, fixed, frozen_files, object_entries, taken, t0) = loop {
+        attempt += 1;
+        let t0 = Instant::now();
+        let mut stopped = Vec::with_capacity(targets.len());
+        for t in &targets {
+            stopped.push(Stopped::all(t.planned.pid)?);
+        }
+        report.stop_us = us(t0.elapsed());
+        crate::fault::point("snapshot.stopped");
+        let mut again = false;
+        let mut maps = Vec::with_capacity(targets.len());
+        let t1 = Instant::now();
+        for t in &mut targets {
+            let now = proc::maps(t.planned.pid)?;
+            again |= !t.freeze(&now, attempt >= ATTEMPTS)?;
+            maps.push(now);
+        }
+        report.mark_us = us(t1.elapsed());
+        if again {
+            drop(stopped);
+            report.stops_given_up += 1;
+            for t in &mut targets {
+                t.tighten()?;
+            }
+            continue;
+        }
+        crate::fault::point("snapshot.marked");
+        let t2 = Instant::now();
+        let taken = host::now();
+        let frozen = capture.freeze()?;
+        let mut fixed = Vec::with_capacity(targets.len());
+        for ((t, maps), stopped) in targets.iter_mut().zip(&maps).zip(&stopped) {
+            fixed.push(t.read(maps, stopped, &objects, options, &pages, parent.as_ref())?);
+        }
+        let mut object_entries = Vec::new();
+        for (i, file) in objects.borrow().files.iter().enumerate() {
+            let space = (targets.len() + i) as u32;
+            object_entries.extend(memory::plain::copy_object(
+                options.pid,
+                space,
+                &pages,
+                parent.clone(),
+                file,
+            )?);
+        }
+        report.state_us = us(t2.elapsed());
+        break (stopped, fixed, frozen, object_entries, taken, t0);
+    };
+    crate::fault::point("snapshot.fixed");
+    let t3 = Instant::now();
+    let mut frozen_files = frozen_files;
+    let silenced = frozen_files.held();
+    let threads = stopped.iter().map(|s| s.threads().len()).sum();
+    let kept = match options.after {
+        After::Runs => {
+            let complete = targets
+                .iter()
+                .all(|t| t.tracker.as_ref().is_none_or(Tracker::is_complete));
+            if complete {
+                drop(stopped);
+                report.detach_us = us(t3.elapsed());
+                report.pause_us = us(t0.elapsed());
+            } else {
+                report.pause_us = us(t0.elapsed());
+                save_rest(&mut targets, stopped)?;
+            }
+            Vec::new()
+        }
+        After::Stopped | After::Killed => {
+            report.pause_us = us(t0.elapsed());
+            stopped
+        }
+    };
+    crate::fault::point("snapshot.running");
+
+    // The target runs, or is kept stopped; nothing more is asked of it.
+    let mut entries = object_entries;
+    let mut manifest = Manifest {
+        taken,
+        host: manifest_host,
+        processes: Vec::new(),
+        spaces: Vec::new(),
+        shared: std::mem::take(&mut objects.borrow_mut().objects),
+        files: Vec::new(),
+        index: String::new(),
+        layers: parent
+            .as_ref()
+            .map(|p| p.layers().to_vec())
+            .unwrap_or_default(),
+    };
+    for (t, f) in targets.iter_mut().zip(fixed) {
+        entries.extend(f.entries);
+        if let Some(tracker) = t.tracker.take() {
+            let saved = tracker.finish()?;
+            report.pages_before_stop += saved.stats.copied_before;
+            report.pages_by_fault += saved.stats.by_fault;
+            report.pages_in_background += saved
+                .stats
+                .copied_after
+                .saturating_sub(saved.stats.by_fault);
+            report.faults += saved.stats.faults;
+            entries.extend(saved.entries);
+        }
+        manifest.processes.push(f.process);
+        manifest.spaces.push(f.space);
+    }
+    let (files, tables) = frozen_files.finish()?;
+    manifest.files = files;
+    for (process, fds) in manifest.processes.iter_mut().zip(tables) {
+        process.fds = fds;
+    }
+    for pid in zombies {
+        manifest.processes.push(state::zombie(pid)?);
+    }
+    order(&mut manifest.processes);
+    report.processes = manifest.processes.len();
+    report.threads = threads;
+    report.bytes_saved = entries
+        .iter()
+        .filter(|e| e.layer == 0)
+        .map(|e| e.pages.count() as u64 * 4096)
+        .sum();
+    pages.finish()?;
+    if options.durable {
+        pages.sync()?;
+    }
+    manifest.index = Index::new(entries)
+        .write(&options.dir)?
+        .to_hex()
+        .to_string();
+    crate::fault::point("snapshot.publish");
+    store::publish(&options.dir, &manifest, options.durable)?;
+    dir.keep();
+    report.total_us = us(begin.elapsed());
+    report.durable_us = options.durable.then(|| us(begin.elapsed()));
+    finish_target(options.after, kept, &targets, silenced)?;
+    for t in &targets {
+        t.journal.remove();
+    }
+    guardian.end();
+    Ok(report)
+}
+
+/// Parents before children.
+fn order(processes: &mut Vec<Process>) {
+    let mut done: Vec<Process> = Vec::with_capacity(processes.len());
+    while !processes.is_empty() {
+        let ready = processes
+            .iter()
+            .position(|p| processes.iter().all(|q| q.pid != p.ppid))
+            .unwrap_or_default();
+        done.push(processes.remove(ready));
+    }
+    *processes = done;
+}
+
+/// Kills or leaves stopped what is to be.
+fn finish_target(
+    after: After,
+    kept: Vec<Stopped>,
+    targets: &[Target],
+    held: files::Held,
+) -> Result<(), Error> {
+    let signal = match after {
+        After::Runs => {
+            held.release();
+            return Ok(());
+        }
+        After::Stopped => nix::sys::signal::SIGSTOP,
+        After::Killed => nix::sys::signal::SIGKILL,
+    };
+    for t in targets {
+        let pid = nix::unistd::Pid::from_raw(t.planned.pid);
+        nix::sys::signal::kill(pid, signal).map_err(|e| Error::Call(t.planned.pid, "kill", e))?;
+    }
+    drop(kept);
+    if after == After::Killed {
+        // The peers are told nothing, so that a resume finds their connections open.
+        for t in targets {
+            wait_until_gone(t);
+        }
+        held.discard();
+    } else {
+        held.release();
+    }
+    Ok(())
+}
+
+/// A killed process lets its descriptors go only when it has ended.
+fn wait_until_gone(t: &Target) {
+    for _ in 0..2000 {
+        match proc::stat(t.planned.pid) {
+            Ok(s) if s.start_time == t.planned.start_time && !"ZX".contains(s.state) => {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Copies the rest while the target runs, its calls watched.
+fn save_rest(targets: &mut [Target], stopped: Vec<Stopped>) -> Result<(), Error> {
+    let left = AtomicUsize::new(targets.len());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = targets
+            .iter_mut()
+            .map(|t| {
+                let left = &left;
+                scope.spawn(move || {
+                    let r = t.tracker.as_mut().map_or(Ok(()), Tracker::save_rest);
+                    left.fetch_sub(1, Ordering::Release);
+                    r
+                })
+            })
+            .collect();
+        let held = hold::run(stopped, &|| left.load(Ordering::Acquire) == 0);
+        for w in workers {
+            match w.join() {
+                Ok(r) => r?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        held.map_err(Error::from)
+    })
+}
+
+impl Target {
+    /// A short stop of the first thread: the scratch is mapped, the userfaultfd made.
+    fn prepare(
+        &mut self,
+        options: &Options,
+        pages: &Arc<PagesWriter>,
+        parent: Option<&Arc<Parent>>,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let pid = self.planned.pid;
+        let pidfd = remote::pidfd_open(pid).map_err(|e| Error::Call(pid, "pidfd_open", e))?;
+        let begin = Instant::now();
+        let stopped = Stopped::one(pid, pid)?;
+        let mut driver = Driver::enter(&stopped, &[pid], &mut self.journal, None)?;
+        let scratch = state::scratch_len(self.planned.threads + 64, self.planned.timers + 16);
+        self.foothold = Some(driver.settle(scratch)?);
+        let uffd = match options.method {
+            Method::Tracked => Some(userfault::create(pid, pidfd.as_fd(), &mut driver)?),
+            Method::StopAndCopy => None,
+        };
+        driver.leave()?;
+        stopped.release();
+        report.prepare_us = report.prepare_us.max(us(begin.elapsed()));
+        if let Some(uffd) = uffd {
+            let options = memory::Options {
+                parent: parent.cloned(),
+                ..memory::Options::default()
+            };
+            self.tracker = Some(Tracker::new(pid, uffd, self.space, pages.clone(), options)?);
+        }
+        Ok(())
+    }
+
+    /// Protects and copies while the target runs.
+    fn track(&mut self) -> Result<(), Error> {
+        let (pid, foothold) = (self.planned.pid, self.foothold);
+        if let Some(tracker) = &mut self.tracker {
+            let mut current = || {
+                proc::maps(pid)
+                    .map(|m| tracked(&m, foothold))
+                    .unwrap_or_default()
+            };
+            tracker.set_ranges(&current())?;
+            tracker.track(&mut current)?;
+        }
+        Ok(())
+    }
+
+    fn tighten(&mut self) -> Result<(), Error> {
+        let (pid, foothold) = (self.planned.pid, self.foothold);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.tighten(&mut || {
+                proc::maps(pid)
+                    .map(|m| tracked(&m, foothold))
+                    .unwrap_or_default()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// In the stop: fixes the point in time. False: too much can be written; try again.
+    fn freeze(&mut self, maps: &[Map], force: bool) -> Result<bool, Error> {
+        let foothold = self.foothold;
+        let Some(tracker) = &mut self.tracker else {
+            return Ok(true);
+        };
+        let now = tracked(maps, foothold);
+        match tracker.freeze(&now, force)? {
+            Frozen::Again { .. } => Ok(false),
+            Frozen::Fixed(fence) => {
+                let mut plain = fence.untracked;
+                plain.extend(spans(maps, foothold, Treatment::Written));
+                tracker.copy_plain(&plain)?;
+                tracker.copy_in_stop(COPY_IN_STOP)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// In the stop: everything else of the process. The scratch is taken away.
+    fn read(
+        &mut self,
+        maps: &[Map],
+        stopped: &Stopped,
+        objects: &RefCell<Objects>,
+        options: &Options,
+        pages: &Arc<PagesWriter>,
+        parent: Option<&Arc<Parent>>,
+    ) -> Result<Fixed, Error> {
+        let pid = self.planned.pid;
+        let Some(before) = &self.planned.before else {
+            return Err(crate::target::Error::Ended(pid).into());
+        };
+        let threads = state::Threads::read(stopped, before)?;
+        let mut driver =
+            Driver::enter(stopped, stopped.threads(), &mut self.journal, self.foothold)?;
+        let (mut process, layout) = state::ask(&mut driver, before, threads, stopped)?;
+        driver.unsettle()?;
+        driver.leave()?;
+        process.space = self.space;
+        let mut ranges: Vec<Range> = Vec::with_capacity(maps.len());
+        for map in maps.iter().filter(|m| !is_scratch(m, self.foothold)) {
+            ranges.push(objects.borrow_mut().range(
+                pid,
+                map,
+                self.planned.vm_flags.get(&map.start),
+            )?);
+        }
+        let space = Space { ranges, ..layout };
+        let entries = match options.method {
+            Method::Tracked => Vec::new(),
+            Method::StopAndCopy => {
+                let mut all = tracked(maps, self.foothold);
+                all.extend(spans(maps, self.foothold, Treatment::Written));
+                memory::plain::copy_all(pid, self.space, pages, parent.cloned(), &all)?
+            }
+        };
+        self.foothold = None;
+        Ok(Fixed {
+            process,
+            space,
+            entries,
+        })
+    }
+}
+
+impl Drop for Target {
+    /// A snapshot that fails takes the scratch and the loop out of the target again.
+    fn drop(&mut self) {
+        let Some(foothold) = self.foothold.take() else {
+            return;
+        };
+        self.tracker = None;
+        let pid = self.planned.pid;
+        let undo = |journal: &mut Journal| -> Result<(), crate::target::Error> {
+            let stopped = Stopped::one(pid, pid)?;
+            let mut driver = Driver::enter(&stopped, &[pid], journal, Some(foothold))?;
+            driver.unsettle()?;
+            driver.leave()
+        };
+        if let Err(e) = undo(&mut self.journal)
+            && !matches!(e, crate::target::Error::Ended(_))
+        {
+            tracing::error!(pid, error = %e, "could not tidy the process up; `umlctl rescue` can");
+        }
+    }
+}
+
+fn is_scratch(map: &Map, foothold: Option<Foothold>) -> bool {
+    foothold.is_some_and(|f| map.start == f.scratch().0)
+}
+
+fn spans(maps: &[Map], foothold: Option<Foothold>, wanted: Treatment) -> Vec<Span> {
+    maps.iter()
+        .filter(|m| treatment(m) == wanted && !is_scratch(m, foothold))
+        .map(|m| m.start..m.end)
+        .collect()
+}
+
+fn tracked(maps: &[Map], foothold: Option<Foothold>) -> Vec<Span> {
+    spans(maps, foothold, Treatment::Tracked)
+}
+
+fn us(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The directory of a snapshot in the making: removed again unless it is kept.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Directory {
+    fn create(path: &Path) -> Result<Self, Error> {
+        let fail = |e| Error::Directory(path.into(), e);
+        match std::fs::create_dir(path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                if path.join(store::NAME).exists() || !is_leftover(path) {
+                    return Err(Error::Exists(path.into()));
+                }
+                std::fs::remove_dir_all(path).map_err(fail)?;
+                std::fs::create_dir(path).map_err(fail)?;
+            }
+            Err(e) => return Err(fail(e)),
+        }
+        use std::os::unix::fs::PermissionsExt;
+        // Memory holds secrets.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(fail)?;
+        Ok(Self {
+            path: path.into(),
+            keep: false,
+        })
+    }
+
+    fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Whether a directory holds nothing but what a snapshot that was never published leaves.
+fn is_leftover(path: &Path) -> bool {
+    let known = ["pages", "index", "manifest.new", "files", "index.new"];
+    std::fs::read_dir(path).is_ok_and(|d| {
+        d.flatten()
+            .all(|e| e.file_name().to_str().is_some_and(|n| known.contains(&n)))
+    })
+}
+
+/// The process that repairs targets if we die.
+#[derive(Debug)]
+struct Guardian(Option<std::process::Child>);
+
+impl Guardian {
+    fn start(options: &Options, targets: &[Target]) -> Result<Self, Error> {
+        use std::io::Read;
+        use std::process::{Command, Stdio};
+        let Some(program) = &options.guardian else {
+            return Ok(Self(None));
+        };
+        let fail = |e| Error::Guardian(program.clone(), e);
+        let mut command = Command::new(program);
+        command
+            .arg("rescue")
+            .arg("--watch")
+            .arg(std::process::id().to_string());
+        command.args(targets.iter().map(|t| t.journal.path()));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(fail)?;
+        // It says that it holds a descriptor of us: from then on it will see us end.
+        let mut byte = [0u8];
+        if let Some(out) = &mut child.stdout {
+            out.read_exact(&mut byte).map_err(fail)?;
+        }
+        Ok(Self(Some(child)))
+    }
+
+    fn end(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The command line's definition: help, man pages and completions come from here.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Snapshots running processes with a pause of a fraction of a millisecond, and resumes them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "umlctl",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// One line of JSON on stdout; errors as JSON on stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Save a running process (or a tree of them) in a directory
+    Snapshot(Snapshot),
+    /// Make running processes of a snapshot
+    Resume(Resume),
+    /// Snapshot and resume in one: a twin of a running process
+    Fork(Fork),
+    /// Show what is in a snapshot
+    Inspect(Inspect),
+    /// Read a whole snapshot and check every sum
+    Verify(Verify),
+    /// Put processes right that a killed umlctl has left in the middle of a snapshot
+    Rescue(Rescue),
+    /// Say what this machine has of what is needed, and what is lost without it
+    Doctor,
+    /// Print completions for a shell
+    Completions {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    Man {
+        /// Which one
+        dir: PathBuf,
+    },
+}
+
+/// `umlctl snapshot`
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// The process
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// The directory to make
+    pub dir: PathBuf,
+    /// With all its descendants
+    #[arg(long)]
+    pub tree: bool,
+    /// Return when everything is on disk, not only in the page cache
+    #[arg(long)]
+    pub wait: bool,
+    /// Leave the processes stopped (SIGCONT lets them go on)
+    #[arg(long, conflicts_with = "kill")]
+    pub leave_stopped: bool,
+    /// Kill the processes once they are saved; nothing of them runs after the point in time
+    #[arg(long)]
+    pub kill: bool,
+    /// Save only what has changed since that snapshot
+    #[arg(long, value_name = "PARENT-DIR")]
+    pub since: Option<PathBuf>,
+    /// Stop, copy, and let go, instead of copying while it runs: slower for it, and without a userfaultfd
+    #[arg(long)]
+    pub stop_and_copy: bool,
+    /// A descriptor to the outside (a pipe, socket or terminal) that the resuming command will provide under the same
+    /// number; 0, 1 and 2 always are
+    #[arg(long, value_name = "FD")]
+    pub external: Vec<i32>,
+    /// Streams to processes outside the tree are closed in the snapshot, instead of being refused
+    #[arg(long)]
+    pub close_outside: bool,
+    /// Show what it has cost
+    #[arg(long)]
+    pub print_stats: bool,
+}
+
+/// `umlctl resume`
+#[derive(Debug, Args)]
+pub struct Resume {
+    /// The snapshot
+    pub dir: PathBuf,
+    /// Return once it runs; without this, wait for it and end as it ends
+    #[arg(long)]
+    pub detach: bool,
+    /// How many copies
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
+    /// Fill all memory before the first instruction
+    #[arg(long)]
+    pub eager: bool,
+    /// Read and check every page first, even if this snapshot was checked before
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// `umlctl fork`
+#[derive(Debug, Args)]
+pub struct Fork {
+    /// The process
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// How many twins
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
+    /// With all its descendants
+    #[arg(long)]
+    pub tree: bool,
+}
+
+/// `umlctl inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The snapshot
+    pub dir: PathBuf,
+}
+
+/// `umlctl verify`
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The snapshot
+    pub dir: PathBuf,
+}
+
+/// `umlctl rescue`
+#[derive(Debug, Args)]
+pub struct Rescue {
+    /// Only this process; all that need it otherwise
+    #[arg(long)]
+    pub pid: Option<i32>,
+    /// Wait for the end of this process first (how a snapshot starts its guardian)
+    #[arg(long, hide = true, value_name = "PID")]
+    pub watch: Option<i32>,
+    /// The journals to watch
+    #[arg(hide = true, requires = "watch")]
+    pub journals: Vec<PathBuf>,
+}

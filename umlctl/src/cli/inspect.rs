@@ -1,0 +1,93 @@
+//! `umlctl inspect` and `umlctl verify`.
+
+use super::bytes;
+use anyhow::Result;
+use snapshot::image::manifest::{Backing, Manifest};
+use snapshot::image::{store, verify as check};
+use std::path::Path;
+
+/// Shows what is in a snapshot.
+pub fn show(dir: &Path, json: bool) -> Result<u8> {
+    let m = store::load(dir)?;
+    if json {
+        println!("{}", serde_json::to_string(&m)?);
+        return Ok(0);
+    }
+    println!(
+        "kernel {}, taken at {} (seconds since 1970)",
+        m.host.release,
+        m.taken.realtime_ns / 1_000_000_000
+    );
+    for layer in &m.layers {
+        println!("builds on {}", layer.path.display());
+    }
+    for p in &m.processes {
+        if let Some(status) = p.zombie {
+            println!(
+                "process {} (child of {}): ended, status {status}",
+                p.pid, p.ppid
+            );
+            continue;
+        }
+        println!(
+            "process {} (child of {}): {}, {} threads, {} descriptors, user {}",
+            p.pid,
+            p.ppid,
+            p.exe.display(),
+            p.threads.len(),
+            p.fds.len(),
+            p.credentials.uid[1]
+        );
+        if let Some(space) = m.spaces.get(p.space as usize) {
+            println!(
+                "  memory: {} in {} mappings, of it private {}",
+                bytes(size(space.ranges.iter())),
+                space.ranges.len(),
+                bytes(size(
+                    space
+                        .ranges
+                        .iter()
+                        .filter(|r| r.backing == Backing::Anonymous)
+                ))
+            );
+        }
+        files(&m, p);
+    }
+    Ok(0)
+}
+
+fn size<'a>(ranges: impl Iterator<Item = &'a snapshot::image::manifest::Range>) -> u64 {
+    ranges.map(|r| r.end - r.start).sum()
+}
+
+fn files(m: &Manifest, p: &snapshot::image::manifest::Process) {
+    for fd in &p.fds {
+        let Some(file) = m.files.get(fd.file as usize) else {
+            continue;
+        };
+        // The kind's own name and fields, as JSON has them.
+        let kind = serde_json::to_string(&file.kind).unwrap_or_default();
+        let kind: String = kind.chars().take(90).collect();
+        println!("  fd {:<4} {kind}", fd.fd);
+    }
+}
+
+/// Reads all of a snapshot and checks all sums.
+pub fn verify(dir: &Path, json: bool) -> Result<u8> {
+    let m = store::load(dir)?;
+    let v = check::verify(dir, &m)?;
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({ "ok": true, "blocks": v.entries, "pages": v.pages })
+        );
+    } else {
+        println!(
+            "{}: {} in {} blocks are as they were saved",
+            dir.display(),
+            bytes(v.pages * 4096),
+            v.entries
+        );
+    }
+    Ok(0)
+}

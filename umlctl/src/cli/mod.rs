@@ -1,0 +1,119 @@
+//! The command line: arguments in, calls of the library, tables or JSON out.
+
+pub mod args;
+mod doctor;
+mod inspect;
+mod rescue;
+mod take;
+
+use anyhow::Result;
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// Exit codes, as for all commands of the project.
+pub mod code {
+    /// Something failed.
+    pub const ERROR: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// Some of it was done.
+    pub const PARTIAL: u8 = 3;
+    /// There is no such snapshot.
+    pub const NOT_FOUND: u8 = 10;
+    /// Somebody else is at it.
+    pub const LOCKED: u8 = 11;
+}
+
+/// Runs the command and returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(c) => c,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(code::USAGE));
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("UMLCTL_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            let code = exit_code(&e);
+            if cli.json {
+                eprintln!(
+                    "{}",
+                    serde_json::json!({ "error": format!("{e:#}"), "code": code })
+                );
+            } else {
+                eprintln!("umlctl: {e:#}");
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<u8> {
+    match &cli.command {
+        Command::Snapshot(a) => take::run(a, cli.json),
+        Command::Resume(_) | Command::Fork(_) => anyhow::bail!("not yet"),
+        Command::Inspect(a) => inspect::show(&a.dir, cli.json),
+        Command::Verify(a) => inspect::verify(&a.dir, cli.json),
+        Command::Rescue(a) => rescue::run(a, cli.json),
+        Command::Doctor => doctor::run(cli.json),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "umlctl",
+                &mut std::io::stdout(),
+            );
+            Ok(0)
+        }
+        Command::Man { dir } => {
+            std::fs::create_dir_all(dir)?;
+            clap_mangen::generate_to(Cli::command(), dir)?;
+            Ok(0)
+        }
+    }
+}
+
+/// What the error means for a script.
+fn exit_code(e: &anyhow::Error) -> u8 {
+    use snapshot::image::Error as Image;
+    use snapshot::target::Error as Target;
+    for cause in e.chain() {
+        if let Some(Image::Io { source, .. }) = cause.downcast_ref::<Image>()
+            && source.kind() == std::io::ErrorKind::NotFound
+        {
+            return code::NOT_FOUND;
+        }
+        if matches!(
+            cause.downcast_ref::<Target>(),
+            Some(Target::Traced(..) | Target::NeedsRescue(_))
+        ) {
+            return code::LOCKED;
+        }
+    }
+    code::ERROR
+}
+
+/// Bytes for people.
+fn bytes(n: u64) -> String {
+    match n {
+        0..=9_999 => format!("{n} B"),
+        10_000..=9_999_999 => format!("{:.1} kB", n as f64 / 1e3),
+        _ => format!("{:.1} MB", n as f64 / 1e6),
+    }
+}
+
+/// Microseconds for people.
+fn time(us: u64) -> String {
+    match us {
+        0..=9_999 => format!("{us} us"),
+        10_000..=9_999_999 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
+}

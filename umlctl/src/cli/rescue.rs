@@ -1,0 +1,94 @@
+//! `umlctl rescue`, and the guardian, which is the same with `--watch`.
+
+use super::args::Rescue;
+use super::code;
+use anyhow::{Context, Result};
+use snapshot::sys::remote;
+use snapshot::target::guardian::{Outcome, repair, watch};
+use snapshot::target::journal::{self, Journal};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Repairs what journals say.
+pub fn run(a: &Rescue, json: bool) -> Result<u8> {
+    if let Some(pid) = a.watch {
+        return guard(pid, &a.journals);
+    }
+    let paths = match a.pid {
+        Some(pid) => vec![Path::new(journal::DIRECTORY).join(pid.to_string())],
+        None => all()?,
+    };
+    let mut failed = 0;
+    let mut done = Vec::new();
+    for path in &paths {
+        if !path.exists() {
+            continue;
+        }
+        let pid = Journal::open(path)
+            .map(|j| j.record.pid)
+            .unwrap_or_default();
+        match repair(path) {
+            Ok(outcome) => {
+                let _ = snapshot::files::rescue_connections(pid);
+                done.push((pid, outcome));
+            }
+            Err(e) => {
+                failed += 1;
+                eprintln!("umlctl: process {pid}: {:#}", anyhow::Error::from(e));
+            }
+        }
+    }
+    if json {
+        let list: Vec<_> = done
+            .iter()
+            .map(|(p, o)| serde_json::json!({ "pid": p, "outcome": word(*o) }))
+            .collect();
+        println!(
+            "{}",
+            serde_json::json!({ "processes": list, "failed": failed })
+        );
+    } else if done.is_empty() && failed == 0 {
+        println!("no process needs to be put right");
+    } else {
+        for (pid, outcome) in &done {
+            println!("process {pid}: {}", word(*outcome));
+        }
+    }
+    Ok(match (failed, done.len()) {
+        (0, _) => 0,
+        (_, 0) => code::ERROR,
+        _ => code::PARTIAL,
+    })
+}
+
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Nothing => "nothing to do",
+        Outcome::Gone => "it has ended; its journal is removed",
+        Outcome::Repaired => "put right; it runs on",
+    }
+}
+
+fn all() -> Result<Vec<PathBuf>> {
+    match std::fs::read_dir(journal::DIRECTORY) {
+        Ok(dir) => Ok(dir.flatten().map(|e| e.path()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).context(format!("cannot list {}", journal::DIRECTORY)),
+    }
+}
+
+/// Waits for the end of the saver, and repairs. What ends the saver's session or group must not end us with it.
+fn guard(pid: i32, journals: &[PathBuf]) -> Result<u8> {
+    let _ = nix::unistd::setsid();
+    let saver = remote::pidfd_open(pid).context("the saver is gone")?;
+    let mut out = std::io::stdout();
+    out.write_all(b"+")?;
+    out.flush()?;
+    for path in journals {
+        watch(&saver, path)?;
+        if let Ok(j) = Journal::open(path) {
+            let _ = snapshot::files::rescue_connections(j.record.pid);
+        }
+    }
+    Ok(0)
+}

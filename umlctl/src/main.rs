@@ -1,0 +1,5 @@
+//! The command `umlctl`.
+
+fn main() -> std::process::ExitCode {
+    umlctl::cli::main()
+}
