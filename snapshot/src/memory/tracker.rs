@@ -30,7 +30,8 @@ pub struct Options {
     pub threads: usize,
     /// Go on to the stop when so few pieces of 64 KiB are writable.
     pub few: u64,
-    /// With more bytes than that to protect for the first time, a stop is given up and tried again.
+    /// With more bytes than that to protect, a stop is given up and tried again: memory that is new, or that was
+    /// written as the threads were slow to stop. 64 KiB take about 4 microseconds.
     pub most_new: u64,
     /// What the snapshot builds on (`--since`).
     pub parent: Option<Arc<Parent>>,
@@ -42,7 +43,7 @@ impl Default for Options {
             precopy: true,
             threads: 2,
             few: 6,
-            most_new: 16 << 20,
+            most_new: 8 << 20,
             parent: None,
         }
     }
@@ -62,7 +63,7 @@ pub struct Fence {
 pub enum Frozen {
     /// The point in time is now.
     Fixed(Fence),
-    /// Too much memory is new: let the target go on, call [`Tracker::tighten`], and stop it again.
+    /// Too much memory can be written: let the target go on, call [`Tracker::tighten`], and stop it again.
     Again {
         /// How much, bytes.
         new: u64,
@@ -127,16 +128,8 @@ impl Tracker {
     /// Sets the mappings to track, each as `/proc/PID/maps` has it; only private anonymous ones. Those that are new are
     /// registered. Gives those that cannot be tracked.
     pub fn set_ranges(&mut self, now: &[Span]) -> Result<Vec<Span>, Error> {
-        let mut untracked = Vec::new();
-        self.shared.table().ranges = Ranges::new(now);
-        for span in now {
-            let mut t = self.shared.table();
-            // One that is there already is found as such, so that it is not copied twice.
-            if !self.shared.is_registered(span)? && !self.shared.adopt(&mut t, span)? {
-                untracked.push(span.clone());
-            }
-        }
-        Ok(untracked)
+        let mut t = self.shared.table();
+        self.shared.set_ranges(&mut t, now)
     }
 
     /// Protects and copies everything while the target runs, until little of it is writable. `current` gives the
@@ -208,15 +201,8 @@ impl Tracker {
         let begin = Instant::now();
         let mut t = self.shared.table_now();
         self.shared.check()?;
-        t.ranges = Ranges::new(now);
-        let mut untracked = Vec::new();
-        let before = t.count_writable();
-        for span in now {
-            if !self.shared.is_registered(span)? && !self.shared.adopt(&mut t, span)? {
-                untracked.push(span.clone());
-            }
-        }
-        let new = (t.count_writable() - before) * super::table::PIECE;
+        let untracked = self.shared.set_ranges(&mut t, now)?;
+        let new = t.count_writable() * super::table::PIECE;
         if new > self.options.most_new && !force {
             return Ok(Frozen::Again { new });
         }
