@@ -23,7 +23,7 @@ pub(super) struct Shared {
     pub uffd: Uffd,
     table: Mutex<Table>,
     /// Threads that serve faults and want the table: copying lets them go first.
-    urgent: AtomicUsize,
+    pub urgent: AtomicUsize,
     failed: Mutex<Option<Error>>,
     pub stop: AtomicBool,
     pub counts: Counts,
@@ -355,8 +355,8 @@ impl Shared {
         }
     }
 
-    /// Before the point in time: protects what is writable of a block and, if asked to, copies what is not saved.
-    pub fn visit(&self, block: u64, copy: bool, room: &mut Room) -> Result<(), Error> {
+    /// Before the point in time: protects what is writable of a block and copies what is not saved.
+    pub fn visit(&self, block: u64, room: &mut Room) -> Result<(), Error> {
         let mut t = self.table();
         if self.protect(&mut t, block)? {
             t.writable.push(block);
@@ -365,7 +365,7 @@ impl Shared {
             return Ok(());
         };
         let todo = b.unsaved & !b.writable;
-        if !copy || todo == 0 {
+        if todo == 0 {
             return Ok(());
         }
         b.unsaved &= !todo;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Span;
 use super::copy::{Room, Source};
@@ -18,7 +18,11 @@ use super::stats::{Round, Stats};
 use crate::image::index::Entry;
 use crate::image::pages::PagesWriter;
 use crate::image::pageset::PageSet;
+use crate::sys::sched;
 use crate::sys::uffd::Uffd;
+
+/// For how long faults are held back in a round that protects.
+const HOLD: Duration = Duration::from_micros(300);
 
 /// How a save is done.
 #[derive(Debug, Clone)]
@@ -150,8 +154,10 @@ impl Tracker {
         self.tighten(current)
     }
 
-    /// Protects what is writable, until it is little or becomes no less.
+    /// Protects what is writable, until it is little or becomes no less. The calling thread is scheduled in real time from
+    /// here to [`Tracker::save_rest`]: on a busy machine the writers would otherwise be faster, and nothing converge.
     pub fn tighten(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
+        sched::prefer_this_thread();
         self.set_ranges(&current())?;
         let mut last = u64::MAX;
         for _ in 0..12 {
@@ -177,13 +183,23 @@ impl Tracker {
         let shared = &self.shared;
         if copy {
             each(&blocks, self.options.threads, |b, room| {
-                shared.visit(b, true, room)
+                shared.visit(b, room)
             })?;
         } else {
-            let mut room = Room::none();
-            blocks
-                .iter()
-                .try_for_each(|&b| shared.visit(b, false, &mut room))?;
+            let mut left = blocks.iter();
+            // The table is held for a while: faults wait meanwhile, or several busy writers would take back pieces as
+            // fast as they are protected, and the stop would find them all.
+            while !left.as_slice().is_empty() {
+                let mut t = shared.table();
+                let held = Instant::now();
+                while held.elapsed() < HOLD
+                    && let Some(&b) = left.next()
+                {
+                    if shared.protect(&mut t, b)? {
+                        t.writable.push(b);
+                    }
+                }
+            }
         }
         self.shared.check()?;
         self.stats.copied_before += self.shared.counts.copied.load(Relaxed) - before;
@@ -270,6 +286,7 @@ impl Tracker {
     /// Copies what is left while the target runs. The caller holds back its calls that destroy memory (munmap, mremap,
     /// madvise, brk, exit, exec, MAP_FIXED) until this has returned.
     pub fn save_rest(&mut self) -> Result<(), Error> {
+        sched::prefer_no_more();
         if self.complete {
             return Ok(());
         }
@@ -367,6 +384,7 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
+        sched::prefer_no_more();
         self.leave();
     }
 }

@@ -269,3 +269,32 @@ fn a_sequel_holds_what_has_changed_only() {
     assert!(e.contains("the manifest says"), "{e}");
     end(t, 32, 1);
 }
+
+#[test]
+fn a_shared_object_is_copied_with_its_holes() {
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let object =
+        nix::sys::memfd::memfd_create(c"object", nix::sys::memfd::MFdFlags::empty()).unwrap();
+    let object = std::fs::File::from(object);
+    object.set_len((1 << 30) + 100).unwrap();
+    object.write_all_at(&[7; 5000], 3 << 21).unwrap();
+    object.write_all_at(&[9; 100], 1 << 30).unwrap();
+    let pages = Arc::new(PagesWriter::create(dir.path()).unwrap());
+    let pid = std::process::id() as i32;
+    let entries = snapshot::memory::plain::copy_object(pid, 5, &pages, None, &object).unwrap();
+    pages.finish().unwrap();
+    Index::new(entries).write(dir.path()).unwrap();
+    let found = image(dir.path(), 5, &[]);
+    let page = |value: u8, n: usize| {
+        let mut p = [0; 4096];
+        p[..n].fill(value);
+        blake3::hash(&p)
+    };
+    let wanted = [
+        (3 << 21, page(7, 4096)),
+        ((3 << 21) + 4096, page(7, 904)),
+        (1 << 30, page(9, 100)),
+    ];
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), wanted);
+}
