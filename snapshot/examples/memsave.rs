@@ -6,6 +6,7 @@
 #[allow(dead_code)]
 mod harness;
 
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +32,12 @@ fn main() {
     let _ = std::fs::remove_file(dir.join("socket"));
     let mut t = harness::Target::start(&dir, &target);
     let pid = t.pid;
-    println!("pid {pid}");
+    // Whoever kills this program opens the control page and finds the memory by these.
+    println!(
+        "pid {pid} control {} start {}",
+        t.control.as_raw_fd(),
+        t.start
+    );
     std::thread::sleep(Duration::from_millis(100));
     let slow = |t: &harness::Target| (t.word(16), t.word(17), t.word(20));
     t.set(18, 0);
@@ -55,6 +61,7 @@ fn main() {
     };
     let phase = |name: &str| {
         println!("phase {name}");
+        std::io::Write::flush(&mut std::io::stdout()).unwrap();
         if arg("pause") == Some(name) {
             std::thread::sleep(Duration::from_secs(60));
         }

@@ -262,7 +262,8 @@ fn main() {
     }
     let uffd = snapshot::sys::uffd::create().expect("userfaultfd");
     let mut stream = UnixStream::connect(arg("socket")).expect("connect");
-    let fds = [uffd.as_raw_fd(), shared];
+    let more = snapshot::sys::uffd::create().expect("userfaultfd");
+    let fds = [uffd.as_raw_fd(), shared, more.as_raw_fd()];
     let text = (start as u64).to_le_bytes();
     sendmsg::<()>(
         stream.as_raw_fd(),
@@ -272,7 +273,7 @@ fn main() {
         None,
     )
     .expect("sendmsg");
-    drop(uffd);
+    drop((uffd, more));
     let (writers, pace) = (num("writers"), num("pace_us") as u64);
     for n in 0..writers {
         let share = pages * n / writers..pages * (n + 1) / writers;
@@ -287,7 +288,11 @@ fn main() {
         .set_read_timeout(Some(Duration::from_millis(3)))
         .unwrap();
     let mut depth = 1;
-    while !matches!(std::io::Read::read(&mut stream, &mut [0]), Ok(0)) {
+    let orphan_too = num("survive") == 1;
+    while !matches!(std::io::Read::read(&mut stream, &mut [0]), Ok(0)) || orphan_too {
+        if unsafe { libc::getppid() } == 1 || orphan_too {
+            std::thread::sleep(Duration::from_millis(3));
+        }
         if num("storm") == 1 && depth < 200 {
             deep(depth);
             depth += 1;

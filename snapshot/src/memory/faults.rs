@@ -36,9 +36,12 @@ fn serve(shared: &Shared) {
             shared.fail(shared.error("read the faults of", 0, 0, source));
             std::thread::sleep(Duration::from_millis(1));
         }
+        // All that came together before the copying goes on.
+        shared.urgent.fetch_add(1, SeqCst);
         for f in faults.drain(..) {
             shared.serve(f, &mut room);
         }
+        shared.urgent.fetch_sub(1, SeqCst);
     }
 }
 

@@ -32,6 +32,22 @@ impl Ranges {
             .take_while(move |s| s.start < end)
             .map(move |s| s.start.max(start)..s.end.min(end))
     }
+
+    /// What of a range is not in them.
+    pub fn without(&self, span: &Span) -> Vec<Span> {
+        let mut out = Vec::new();
+        let mut at = span.start;
+        for s in self
+            .cut(span.start, span.end)
+            .chain(std::iter::once(span.end..span.end))
+        {
+            if at < s.start {
+                out.push(at..s.start);
+            }
+            at = s.end;
+        }
+        out
+    }
 }
 
 #[cfg(test)]
@@ -47,5 +63,9 @@ mod tests {
         );
         assert_eq!(r.cut(15, 31).collect::<Vec<_>>(), [15..20, 20..25, 30..31]);
         assert_eq!(r.cut(25, 30).count(), 0);
+        assert_eq!(r.without(&(0..60)), [0..10, 25..30, 50..60]);
+        assert_eq!(r.without(&(12..38)), [Span { start: 25, end: 30 }]);
+        assert_eq!(r.without(&(60..70)), [Span { start: 60, end: 70 }]);
+        assert!(r.without(&(31..49)).is_empty());
     }
 }

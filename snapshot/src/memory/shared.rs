@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::Span;
 use super::copy::{Copied, Room, Source};
 use super::error::Error;
+use super::ranges::Ranges;
 use super::table::{ALL, PIECE, PIECE_PAGES, Pieces, Table, blocks_of};
 use crate::image::pages::sum;
 use crate::image::pageset::{BLOCK, PageSet};
@@ -22,7 +23,7 @@ pub(super) struct Shared {
     pub uffd: Uffd,
     table: Mutex<Table>,
     /// Threads that serve faults and want the table: copying lets them go first.
-    urgent: AtomicUsize,
+    pub urgent: AtomicUsize,
     failed: Mutex<Option<Error>>,
     pub stop: AtomicBool,
     pub counts: Counts,
@@ -121,7 +122,7 @@ impl Shared {
 
     /// Registers a mapping and notes all of it that exists as not yet saved. False: it cannot be tracked.
     /// Registering comes first, so that what appears during the scan is reported as missing.
-    pub fn adopt(&self, t: &mut Table, span: &Span) -> Result<bool, Error> {
+    fn adopt(&self, t: &mut Table, span: &Span) -> Result<bool, Error> {
         match self
             .uffd
             .register(span.start, span.end - span.start, MISSING | WP)
@@ -130,6 +131,32 @@ impl Shared {
             Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::ENOMEM) => return Ok(false),
             Err(e) => return Err(self.error("register", span.start, span.end, e)),
         }
+        self.note(t, span)?;
+        Ok(true)
+    }
+
+    /// Takes over the list of mappings as they are now, and adopts those that are new. Gives those that cannot be
+    /// tracked.
+    ///
+    /// A mapping that is registered may have grown (a stack, mremap): what was touched beyond the list that we had was
+    /// reported, but could not be protected when its turn came, so all that is there counts as written.
+    pub fn set_ranges(&self, t: &mut Table, now: &[Span]) -> Result<Vec<Span>, Error> {
+        let old = std::mem::replace(&mut t.ranges, Ranges::new(now));
+        let mut untracked = Vec::new();
+        for span in now {
+            if self.is_registered(span)? {
+                for grown in old.without(span) {
+                    self.note(t, &grown)?;
+                }
+            } else if !self.adopt(t, span)? {
+                untracked.push(span.clone());
+            }
+        }
+        Ok(untracked)
+    }
+
+    /// Notes all that exists in some addresses as written.
+    fn note(&self, t: &mut Table, span: &Span) -> Result<(), Error> {
         self.source
             .map
             .scan(span.start, span.end, PRESENT | SWAPPED, FILE, |r| {
@@ -141,13 +168,12 @@ impl Shared {
                     }
                 }
             })
-            .map_err(|e| self.source.scan_error(span.start, span.end, e))?;
-        Ok(true)
+            .map_err(|e| self.source.scan_error(span.start, span.end, e))
     }
 
     /// Whether a mapping is registered with us. Its first page is protected by the question, which does no harm.
     /// A mapping is registered as a whole or not at all: the kernel never joins one that is with one that is not.
-    pub fn is_registered(&self, span: &Span) -> Result<bool, Error> {
+    fn is_registered(&self, span: &Span) -> Result<bool, Error> {
         match self.uffd.protect(span.start, 4096) {
             Ok(()) => Ok(true),
             Err(nix::Error::ENOENT) => Ok(false),
@@ -329,8 +355,8 @@ impl Shared {
         }
     }
 
-    /// Before the point in time: protects what is writable of a block and, if asked to, copies what is not saved.
-    pub fn visit(&self, block: u64, copy: bool, room: &mut Room) -> Result<(), Error> {
+    /// Before the point in time: protects what is writable of a block and copies what is not saved.
+    pub fn visit(&self, block: u64, room: &mut Room) -> Result<(), Error> {
         let mut t = self.table();
         if self.protect(&mut t, block)? {
             t.writable.push(block);
@@ -339,7 +365,7 @@ impl Shared {
             return Ok(());
         };
         let todo = b.unsaved & !b.writable;
-        if !copy || todo == 0 {
+        if todo == 0 {
             return Ok(());
         }
         b.unsaved &= !todo;

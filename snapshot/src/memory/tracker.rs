@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Span;
 use super::copy::{Room, Source};
@@ -18,7 +18,11 @@ use super::stats::{Round, Stats};
 use crate::image::index::Entry;
 use crate::image::pages::PagesWriter;
 use crate::image::pageset::PageSet;
+use crate::sys::sched;
 use crate::sys::uffd::Uffd;
+
+/// For how long faults are held back in a round that protects.
+const HOLD: Duration = Duration::from_micros(300);
 
 /// How a save is done.
 #[derive(Debug, Clone)]
@@ -30,7 +34,8 @@ pub struct Options {
     pub threads: usize,
     /// Go on to the stop when so few pieces of 64 KiB are writable.
     pub few: u64,
-    /// With more bytes than that to protect for the first time, a stop is given up and tried again.
+    /// With more bytes than that to protect, a stop is given up and tried again: memory that is new, or that was
+    /// written as the threads were slow to stop. 64 KiB take about 4 microseconds.
     pub most_new: u64,
     /// What the snapshot builds on (`--since`).
     pub parent: Option<Arc<Parent>>,
@@ -42,7 +47,7 @@ impl Default for Options {
             precopy: true,
             threads: 2,
             few: 6,
-            most_new: 16 << 20,
+            most_new: 8 << 20,
             parent: None,
         }
     }
@@ -62,7 +67,7 @@ pub struct Fence {
 pub enum Frozen {
     /// The point in time is now.
     Fixed(Fence),
-    /// Too much memory is new: let the target go on, call [`Tracker::tighten`], and stop it again.
+    /// Too much memory can be written: let the target go on, call [`Tracker::tighten`], and stop it again.
     Again {
         /// How much, bytes.
         new: u64,
@@ -127,16 +132,8 @@ impl Tracker {
     /// Sets the mappings to track, each as `/proc/PID/maps` has it; only private anonymous ones. Those that are new are
     /// registered. Gives those that cannot be tracked.
     pub fn set_ranges(&mut self, now: &[Span]) -> Result<Vec<Span>, Error> {
-        let mut untracked = Vec::new();
-        self.shared.table().ranges = Ranges::new(now);
-        for span in now {
-            let mut t = self.shared.table();
-            // One that is there already is found as such, so that it is not copied twice.
-            if !self.shared.is_registered(span)? && !self.shared.adopt(&mut t, span)? {
-                untracked.push(span.clone());
-            }
-        }
-        Ok(untracked)
+        let mut t = self.shared.table();
+        self.shared.set_ranges(&mut t, now)
     }
 
     /// Protects and copies everything while the target runs, until little of it is writable. `current` gives the
@@ -157,8 +154,10 @@ impl Tracker {
         self.tighten(current)
     }
 
-    /// Protects what is writable, until it is little or becomes no less.
+    /// Protects what is writable, until it is little or becomes no less. The calling thread is scheduled in real time from
+    /// here to [`Tracker::save_rest`]: on a busy machine the writers would otherwise be faster, and nothing converge.
     pub fn tighten(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
+        sched::prefer_this_thread();
         self.set_ranges(&current())?;
         let mut last = u64::MAX;
         for _ in 0..12 {
@@ -184,13 +183,23 @@ impl Tracker {
         let shared = &self.shared;
         if copy {
             each(&blocks, self.options.threads, |b, room| {
-                shared.visit(b, true, room)
+                shared.visit(b, room)
             })?;
         } else {
-            let mut room = Room::none();
-            blocks
-                .iter()
-                .try_for_each(|&b| shared.visit(b, false, &mut room))?;
+            let mut left = blocks.iter();
+            // The table is held for a while: faults wait meanwhile, or several busy writers would take back pieces as
+            // fast as they are protected, and the stop would find them all.
+            while !left.as_slice().is_empty() {
+                let mut t = shared.table();
+                let held = Instant::now();
+                while held.elapsed() < HOLD
+                    && let Some(&b) = left.next()
+                {
+                    if shared.protect(&mut t, b)? {
+                        t.writable.push(b);
+                    }
+                }
+            }
         }
         self.shared.check()?;
         self.stats.copied_before += self.shared.counts.copied.load(Relaxed) - before;
@@ -208,15 +217,8 @@ impl Tracker {
         let begin = Instant::now();
         let mut t = self.shared.table_now();
         self.shared.check()?;
-        t.ranges = Ranges::new(now);
-        let mut untracked = Vec::new();
-        let before = t.count_writable();
-        for span in now {
-            if !self.shared.is_registered(span)? && !self.shared.adopt(&mut t, span)? {
-                untracked.push(span.clone());
-            }
-        }
-        let new = (t.count_writable() - before) * super::table::PIECE;
+        let untracked = self.shared.set_ranges(&mut t, now)?;
+        let new = t.count_writable() * super::table::PIECE;
         if new > self.options.most_new && !force {
             return Ok(Frozen::Again { new });
         }
@@ -284,6 +286,7 @@ impl Tracker {
     /// Copies what is left while the target runs. The caller holds back its calls that destroy memory (munmap, mremap,
     /// madvise, brk, exit, exec, MAP_FIXED) until this has returned.
     pub fn save_rest(&mut self) -> Result<(), Error> {
+        sched::prefer_no_more();
         if self.complete {
             return Ok(());
         }
@@ -381,6 +384,7 @@ impl Tracker {
 
 impl Drop for Tracker {
     fn drop(&mut self) {
+        sched::prefer_no_more();
         self.leave();
     }
 }

@@ -19,6 +19,8 @@ pub struct Target {
     pub child: Option<Child>,
     pub pid: i32,
     pub uffd: Option<OwnedFd>,
+    /// Another one, for a second save.
+    pub more: Vec<OwnedFd>,
     pub control: std::fs::File,
     pub start: u64,
     _stream: UnixStream,
@@ -28,14 +30,7 @@ impl Target {
     pub fn start(dir: &Path, args: &str) -> Self {
         let socket = dir.join("socket");
         let listener = UnixListener::bind(&socket).unwrap();
-        let exe = std::env::current_exe().unwrap();
-        let deps = exe.parent().unwrap();
-        let program = if deps.ends_with("examples") {
-            deps.to_owned()
-        } else {
-            deps.parent().unwrap().join("examples")
-        };
-        let child = Command::new(program.join("memtarget"))
+        let child = Command::new(example("memtarget"))
             .arg(format!("socket={}", socket.display()))
             .args(args.split_whitespace())
             .spawn()
@@ -44,10 +39,24 @@ impl Target {
         Self::receive(stream, child.id() as i32, Some(child))
     }
 
+    /// A target whose parent was another process, which has died; its memory is at `start`.
+    pub fn orphan(pid: i32, control: std::fs::File, start: u64) -> Self {
+        let (stream, _) = UnixStream::pair().unwrap();
+        Self {
+            child: None,
+            pid,
+            uffd: None,
+            more: vec![],
+            control,
+            start,
+            _stream: stream,
+        }
+    }
+
     fn receive(stream: UnixStream, pid: i32, child: Option<Child>) -> Self {
         let mut text = [0; 8];
         let mut iov = [IoSliceMut::new(&mut text)];
-        let mut space = nix::cmsg_space!([RawFd; 2]);
+        let mut space = nix::cmsg_space!([RawFd; 3]);
         let m = recvmsg::<()>(
             stream.as_raw_fd(),
             &mut iov,
@@ -63,13 +72,14 @@ impl Target {
         }
         let mut ready = [0];
         std::io::Read::read_exact(&mut &stream, &mut ready).unwrap();
-        let [uffd, control] = fds[..] else {
-            panic!("two descriptors")
+        let [uffd, control, more] = fds[..] else {
+            panic!("three descriptors")
         };
         Self {
             child,
             pid,
             uffd: Some(own(uffd)),
+            more: vec![own(more)],
             control: own(control).into(),
             start: u64::from_le_bytes(text),
             _stream: stream,
@@ -90,9 +100,17 @@ impl Target {
     pub fn stop(&self) {
         loop {
             kill(Pid::from_raw(self.pid), Signal::SIGSTOP).unwrap();
+            if self.child.is_some() {
+                use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+                let status =
+                    waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WUNTRACED)).unwrap();
+                assert!(
+                    matches!(status, WaitStatus::Stopped(..)),
+                    "the target has ended: {status:?}"
+                );
+            }
             while !self.is_stopped() {
-                let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap();
-                assert!(!stat.contains(") Z"), "the target has ended: {stat}");
+                std::thread::sleep(Duration::from_micros(100));
             }
             if self.word(1) == 0 {
                 break;
@@ -187,11 +205,26 @@ fn own(fd: RawFd) -> OwnedFd {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Some(mut c) = self.child.take() {
-            let _ = c.kill();
-            let _ = c.wait();
+        match self.child.take() {
+            Some(mut c) => {
+                let _ = c.kill();
+                let _ = c.wait();
+            }
+            None => drop(kill(Pid::from_raw(self.pid), Signal::SIGKILL)),
         }
     }
+}
+
+/// The program of an example.
+pub fn example(name: &str) -> std::path::PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let deps = exe.parent().unwrap();
+    let dir = if deps.ends_with("examples") {
+        deps.to_owned()
+    } else {
+        deps.parent().unwrap().join("examples")
+    };
+    dir.join(name)
 }
 
 /// The private anonymous mappings of a process.
