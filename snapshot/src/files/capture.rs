@@ -169,9 +169,7 @@ impl<'a> Capture<'a> {
         }
         capture.classify(&mut refusals)?;
         // A dry run of the stop finds what only the state shows.
-        if refusals.is_empty() {
-            capture.read(&mut refusals, true)?;
-        }
+        capture.read(&mut refusals, true)?;
         if refusals.is_empty() {
             Ok(capture)
         } else {
