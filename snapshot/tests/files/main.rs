@@ -237,6 +237,7 @@ fn main() {
             "peer-target",
             "peer-resumed",
             "refused",
+            "many",
         ]
         .contains(&&**role)
     {
