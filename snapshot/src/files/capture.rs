@@ -516,7 +516,16 @@ fn state(
 }
 
 fn owner(description: &Description, class: &Class) -> Option<Owner> {
-    if matches!(class, Class::Regular(_) | Class::Unlinked(_)) {
+    if matches!(
+        class,
+        Class::Regular(_)
+            | Class::Unlinked(_)
+            | Class::Fixed(Kind::Path(_) | Kind::SharedMemory { .. })
+            | Class::Eventfd
+            | Class::Timerfd
+            | Class::Signalfd
+            | Class::Epoll
+    ) {
         return None;
     }
     let file = description.file.as_fd();
