@@ -122,7 +122,8 @@ pub struct Capture<'a> {
 pub struct Frozen {
     files: Vec<(OpenFile, Option<Late>)>,
     fds: Vec<Vec<Fd>>,
-    held: Vec<std::os::fd::OwnedFd>,
+    /// Released when it is dropped, whatever goes wrong.
+    held: tcp::Held,
 }
 
 impl std::fmt::Debug for Frozen {
@@ -169,9 +170,7 @@ impl<'a> Capture<'a> {
         }
         capture.classify(&mut refusals)?;
         // A dry run of the stop finds what only the state shows.
-        if refusals.is_empty() {
-            capture.read(&mut refusals, true)?;
-        }
+        capture.read(&mut refusals, true)?;
         if refusals.is_empty() {
             Ok(capture)
         } else {
@@ -286,7 +285,7 @@ impl<'a> Capture<'a> {
         let mut frozen = Frozen {
             files: Vec::new(),
             fds: Vec::new(),
-            held: Vec::new(),
+            held: tcp::Held::default(),
         };
         let mut numbers: Vec<Option<u32>> = vec![None; self.descriptions.len()];
         let mut order = Vec::new();
@@ -347,7 +346,7 @@ impl<'a> Capture<'a> {
                 continue;
             };
             let found = locks::check(locks).and_then(|()| {
-                let held = &mut frozen.held;
+                let held = frozen.held.sockets();
                 state(
                     &mut self.world,
                     &group,
@@ -415,7 +414,8 @@ impl<'a> Capture<'a> {
         if refusals.is_empty() {
             return Ok(frozen);
         }
-        tcp::Held::new(frozen.held).release();
+        // Dropping it lets connections go that were silenced.
+        drop(frozen);
         Err(Error::Refused(refusals))
     }
 
@@ -426,9 +426,10 @@ impl<'a> Capture<'a> {
 }
 
 impl Frozen {
-    /// The connections that were silenced, if [`Options::hold_connections`] was set.
+    /// The connections that were silenced, if [`Options::hold_connections`] was set. Those that are not taken out are
+    /// released by [`Frozen::finish`].
     pub fn held(&mut self) -> tcp::Held {
-        tcp::Held::new(std::mem::take(&mut self.held))
+        std::mem::take(&mut self.held)
     }
 
     /// Works out what was put off until the target runs again: `Manifest::files`, and `Process::fds` of each process.
@@ -518,7 +519,16 @@ fn state(
 }
 
 fn owner(description: &Description, class: &Class) -> Option<Owner> {
-    if matches!(class, Class::Regular(_) | Class::Unlinked(_)) {
+    if matches!(
+        class,
+        Class::Regular(_)
+            | Class::Unlinked(_)
+            | Class::Fixed(Kind::Path(_) | Kind::SharedMemory { .. })
+            | Class::Eventfd
+            | Class::Timerfd
+            | Class::Signalfd
+            | Class::Epoll
+    ) {
         return None;
     }
     let file = description.file.as_fd();

@@ -70,7 +70,8 @@ fn parse(line: &str, pid: i32) -> Option<Lock> {
             .parse::<i64>()
             .ok()?
             .checked_sub(start)?
-            .checked_add(1)?,
+            .checked_add(1)
+            .filter(|len| *len > 0)?,
     };
     Some(Lock {
         kind,

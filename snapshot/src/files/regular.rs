@@ -166,13 +166,13 @@ fn mapped(pids: &[i32], dev: u64, ino: u64) -> bool {
 }
 
 pub(super) fn state(plan: &Plan, description: &Description) -> Result<Kind, Refuse> {
-    let stat = scan::stat_of(&description.file).map_err(Refuse::failed("fstat"))?;
-    let (dev, ino) = identity(&stat);
+    let stat = nix::sys::stat::fstat(&description.file).map_err(Refuse::errno("fstat"))?;
+    let (dev, ino) = identity(&description.stat);
     Ok(Kind::Regular(Regular {
         path: plan.path.clone(),
         dev,
         ino,
-        size: stat.len(),
+        size: u64::try_from(stat.st_size).unwrap_or(0),
     }))
 }
 

@@ -287,8 +287,8 @@ pub(super) fn state(
 pub struct Held(Vec<OwnedFd>);
 
 impl Held {
-    pub(super) fn new(sockets: Vec<OwnedFd>) -> Self {
-        Self(sockets)
+    pub(super) fn sockets(&mut self) -> &mut Vec<OwnedFd> {
+        &mut self.0
     }
 
     /// The connections go on, as if nothing had been.

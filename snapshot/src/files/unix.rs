@@ -394,6 +394,9 @@ pub(super) fn peek_all(
 
 fn queue(fd: BorrowedFd, kind: i32) -> Result<Vec<Blob>, Refuse> {
     let stream = kind == libc::SOCK_STREAM;
+    if stream && crate::sys::fdioctl::readable(fd).is_ok_and(|waiting| waiting == 0) {
+        return Ok(Vec::new());
+    }
     let mut queue: Vec<Blob> = Vec::new();
     // A SOCK_SEQPACKET whose peer has closed gives empty messages without end.
     let seqpacket = kind == libc::SOCK_SEQPACKET;

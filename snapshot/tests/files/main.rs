@@ -5,6 +5,7 @@
 
 mod cases;
 mod connections;
+mod figures;
 mod hostile;
 mod refused;
 
@@ -214,7 +215,14 @@ fn tests() -> Vec<(String, Box<dyn Fn()>)> {
     for case in cases::ALL {
         tests.push((format!("kind::{}", case.name), Box::new(move || run(case))));
     }
-    for (name, test) in [connections::TESTS, refused::TESTS, hostile::TESTS].concat() {
+    for (name, test) in [
+        connections::TESTS,
+        refused::TESTS,
+        hostile::TESTS,
+        figures::TESTS,
+    ]
+    .concat()
+    {
         tests.push((name.to_owned(), Box::new(test)));
     }
     tests
@@ -229,6 +237,7 @@ fn main() {
             "peer-target",
             "peer-resumed",
             "refused",
+            "many",
         ]
         .contains(&&**role)
     {
@@ -247,6 +256,7 @@ fn main() {
                 (case.check)(dir);
             }
             ("refused", _) => refused::target(dir),
+            ("many", _) => figures::target(name, dir),
             _ => connections::role(role, name, dir),
         }
         std::process::exit(0);
