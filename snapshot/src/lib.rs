@@ -5,4 +5,5 @@
 pub mod files;
 pub mod image;
 pub mod proc;
+pub mod resume;
 pub mod sys;
