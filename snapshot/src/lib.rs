@@ -2,8 +2,10 @@
 //!
 //! `docs/snapshot.md` has the design: the order of events, the bytes on disk, and what a death at each step leaves.
 
+pub mod fault;
 pub mod files;
 pub mod image;
 pub mod proc;
 pub mod resume;
 pub mod sys;
+pub mod target;
