@@ -25,6 +25,7 @@ pub fn compile(name: &str, dir: &Path) -> PathBuf {
     out
 }
 
+#[allow(clippy::zombie_processes)]
 /// Starts a program with its output in a file, and waits until it has written a line with `ready`.
 pub fn start(mut command: Command, out: &Path, ready: &str) -> Child {
     let file = File::create(out).unwrap();
@@ -210,12 +211,8 @@ fn inject(tid: i32, at: u64, nr: i64, args: &[u64]) -> i64 {
     ptrace::set_regs(tid, &r).unwrap();
     for _ in 0..2 {
         ptrace::syscall(tid, 0).unwrap();
-        loop {
-            match ptrace::wait(tid, true).unwrap().unwrap().1 {
-                ptrace::Report::Syscall => break,
-                other => panic!("{other:?}"),
-            }
-        }
+        let report = ptrace::wait(tid, true).unwrap().unwrap().1;
+        assert_eq!(report, ptrace::Report::Syscall);
     }
     let result = ptrace::regs(tid).unwrap().rax as i64;
     ptrace::set_regs(tid, &saved).unwrap();
@@ -230,11 +227,8 @@ fn stop(pid: i32) -> Vec<i32> {
         ptrace::interrupt(t).unwrap();
     }
     for &t in &tids {
-        loop {
-            match ptrace::wait(t, true).unwrap().unwrap().1 {
-                ptrace::Report::Signal(s) => ptrace::cont(t, s).unwrap(),
-                _ => break,
-            }
+        while let ptrace::Report::Signal(s) = ptrace::wait(t, true).unwrap().unwrap().1 {
+            ptrace::cont(t, s).unwrap();
         }
     }
     tids
@@ -292,7 +286,7 @@ fn process(pid: i32, syscall: u64, m: &mut Manifest, pages: &mut Pages) {
         .find(|m| m.kind == MapKind::Special("[vdso]".into()))
         .unwrap();
     let call = vdso.start + syscall;
-    let buf = ptrace::regs(pid).unwrap().rsp - 4096 & !0xfff;
+    let buf = (ptrace::regs(pid).unwrap().rsp - 4096) & !0xfff;
     let mut kept = vec![0; 4096];
     remote::read(pid, buf, &mut kept).unwrap();
     let words = |n: usize| -> Vec<u64> {
