@@ -20,7 +20,12 @@ fn main() {
     let source = Plain::open(&dir).expect("pages");
     match resume(&manifest, &source, options) {
         Ok(r) => {
-            eprintln!("resumed {} in {} us", r.pid, r.resume.as_micros());
+            let pager = r.pager.unwrap_or(0);
+            eprintln!(
+                "resumed {} in {} us, pager {pager}",
+                r.pid,
+                r.resume.as_micros()
+            );
             if detach {
                 return;
             }

@@ -13,7 +13,7 @@ fn goes_on(command: Command, args: &[&str], ready: &str, code: i32, out: &str) {
     assert_eq!((c, o.as_str()), (code, out), "{e}");
 }
 
-const WAYS: [&[&str]; 1] = [&["--eager"]];
+const WAYS: [&[&str]; 2] = [&["--eager"], &[]];
 
 #[test]
 fn a_counter_goes_on() {

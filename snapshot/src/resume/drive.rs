@@ -1,12 +1,16 @@
 //! Starting the processes, waiting for the end of their tables, and letting them go with their registers.
 
+use super::memory::Fill;
+use super::source::PageSource;
 use super::{Error, Plan, Tables, child, sys};
 use crate::image::manifest::{Backing, Process, Thread};
 use crate::sys::clone::{Fork, fork};
 use crate::sys::ptrace::{self, Regs, Report};
+use crate::sys::remote;
 use base64::Engine;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use std::os::fd::AsFd;
 
 /// How long a new process may take; far more than it needs, unless the disk is slow.
 const PATIENCE_MS: i64 = 60_000;
@@ -96,16 +100,17 @@ fn end(pid: i32) {
     }
 }
 
-/// Gives every thread its registers, and lets all go.
-pub fn release(plan: &Plan<'_>, root: i32) -> Result<(), Error> {
+/// Gives every thread its registers, starts the pager, and lets all go.
+pub fn release(plan: &Plan<'_>, source: &dyn PageSource, root: i32) -> Result<Option<i32>, Error> {
     let done = attach_all(plan, root).and_then(|all| {
+        let pager = start_pager(plan, source, &all)?;
         for (p, tids) in &all {
             set_process(plan, p, tids)?;
         }
-        Ok(all)
+        Ok((all, pager))
     });
     match done {
-        Ok(all) => {
+        Ok((all, pager)) => {
             for (p, tids) in all {
                 if p.stopped {
                     let pid = nix::unistd::Pid::from_raw(tids[0]);
@@ -115,13 +120,31 @@ pub fn release(plan: &Plan<'_>, root: i32) -> Result<(), Error> {
                     let _ = ptrace::detach(tid, 0);
                 }
             }
-            Ok(())
+            Ok(pager)
         }
         Err(e) => {
             end(root);
             Err(e)
         }
     }
+}
+
+/// The pager gets copies of the processes' userfaultfds; theirs are closed with the scratch memory.
+fn start_pager(
+    plan: &Plan<'_>,
+    source: &dyn PageSource,
+    all: &[(&Process, Vec<i32>)],
+) -> Result<Option<i32>, Error> {
+    if plan.fill == Fill::Eager {
+        return Ok(None);
+    }
+    let mut memories = Vec::new();
+    for (p, tids) in all {
+        let pidfd = remote::pidfd_open(tids[0]).map_err(sys("pidfd_open"))?;
+        let fd = remote::pidfd_getfd(pidfd.as_fd(), plan.helpers.uffd);
+        memories.push((p.space, fd.map_err(sys("pidfd_getfd"))?));
+    }
+    super::pager::spawn(plan, source, memories).map(Some)
 }
 
 /// Stops all threads; the numbers of each process's threads as we see them, in the manifest's order.
@@ -177,18 +200,27 @@ fn set_process(plan: &Plan<'_>, p: &Process, tids: &[i32]) -> Result<(), Error> 
     let space = &plan.manifest.spaces[p.space as usize];
     let vdso = space.ranges.iter().find(|r| r.backing == Backing::Vdso);
     let vdso = vdso.ok_or(Error::Manifest("it has no vdso"))?;
-    unmap_scratch(plan, tids[0], vdso.start + plan.syscall)?;
+    let syscall = vdso.start + plan.syscall;
+    if plan.fill == Fill::Lazy {
+        call(
+            tids[0],
+            syscall,
+            libc::SYS_close,
+            [plan.helpers.uffd as u64, 0],
+        )?;
+    }
+    let scratch = [plan.scratch.base(), plan.scratch.len() as u64];
+    call(tids[0], syscall, libc::SYS_munmap, scratch)?;
     set_thread(&p.threads[0], tids[0])
 }
 
-/// The last call, made from the vdso: after it nothing of ours is mapped.
-fn unmap_scratch(plan: &Plan<'_>, tid: i32, syscall: u64) -> Result<(), Error> {
+/// The last calls are made from the vdso: after them nothing of ours is left.
+fn call(tid: i32, syscall: u64, nr: libc::c_long, args: [u64; 2]) -> Result<(), Error> {
     let mut regs = ptrace::regs(tid).map_err(sys("PTRACE_GETREGS"))?;
     regs.rip = syscall;
-    regs.rax = libc::SYS_munmap as u64;
+    regs.rax = nr as u64;
     regs.orig_rax = u64::MAX;
-    regs.rdi = plan.scratch.base();
-    regs.rsi = plan.scratch.len() as u64;
+    [regs.rdi, regs.rsi] = args;
     ptrace::set_regs(tid, &regs).map_err(sys("PTRACE_SETREGS"))?;
     for _ in 0..2 {
         ptrace::syscall(tid, 0).map_err(sys("PTRACE_SYSCALL"))?;
@@ -197,7 +229,7 @@ fn unmap_scratch(plan: &Plan<'_>, tid: i32, syscall: u64) -> Result<(), Error> {
     let after = ptrace::regs(tid).map_err(sys("PTRACE_GETREGS"))?;
     if after.rax != 0 {
         let errno = Errno::from_raw(-(after.rax as i64) as i32);
-        return Err(Error::Sys("unmapping scratch memory", errno));
+        return Err(Error::Sys("leaving the new process", errno));
     }
     Ok(())
 }

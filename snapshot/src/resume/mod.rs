@@ -5,6 +5,7 @@ mod drive;
 mod host;
 mod memory;
 mod open;
+mod pager;
 pub mod source;
 mod state;
 mod table;
@@ -80,6 +81,8 @@ pub struct Options {
 pub struct Resumed {
     /// The root's number, as the caller sees it.
     pub pid: i32,
+    /// The process that fills its memory, if one does.
+    pub pager: Option<i32>,
     /// From the start of the work to the first instruction.
     pub resume: Duration,
 }
@@ -124,9 +127,10 @@ pub fn resume(
     let plan = plan(manifest, source, fill, vdso, syscall, &maps)?;
     let root = &manifest.processes[0];
     let pid = drive::start(&plan, root)?;
-    drive::release(&plan, pid)?;
+    let pager = drive::release(&plan, source, pid)?;
     Ok(Resumed {
         pid,
+        pager,
         resume: start.elapsed(),
     })
 }

@@ -167,3 +167,10 @@ pub fn own(fd: i32) -> std::os::fd::OwnedFd {
     // SAFETY: the caller has it from a call that made it, and gives it to nobody else.
     unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }
+
+/// A descriptor that stays open as long as this process lives.
+#[must_use]
+pub fn borrow(fd: i32) -> std::os::fd::BorrowedFd<'static> {
+    // SAFETY: the caller never closes it; used for descriptors that a table shared with another process holds.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+}

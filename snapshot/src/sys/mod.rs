@@ -3,6 +3,7 @@
 
 pub mod clone;
 pub mod fill;
+pub mod log;
 pub mod ptrace;
 pub mod remote;
 pub mod scratch;
