@@ -8,5 +8,6 @@ pub mod files;
 pub mod image;
 pub mod memory;
 pub mod proc;
+pub mod resume;
 pub mod sys;
 pub mod target;

@@ -2,17 +2,22 @@
 
 #![allow(unsafe_code)]
 
+pub mod clone;
 pub mod cpu;
 pub mod descriptor;
 pub mod fdioctl;
+pub mod fill;
 pub mod handle;
 pub mod kcmp;
 pub mod limits;
+pub mod log;
 pub mod mapfile;
 pub mod pagemap;
 pub mod procmem;
 pub mod ptrace;
 pub mod remote;
 pub mod sched;
+pub mod scratch;
+pub mod signals;
 pub mod sockopt;
 pub mod uffd;

@@ -1,0 +1,151 @@
+//! Whether this machine can run a snapshot, and whether a manifest makes sense.
+
+use super::Error;
+use super::memory::{OwnVdso, TOP};
+use crate::image::manifest::{Backing, Host, Manifest, Process, Space};
+use crate::sys::clone::{own_vdso_bytes, xcr0};
+use nix::sys::resource::{Resource, getrlimit};
+use std::collections::HashSet;
+
+/// Refuses another machine; gives the offset in the vdso of a `syscall` instruction.
+pub fn check(host: &Host, vdso: &OwnVdso) -> Result<u64, Error> {
+    let (start, end) = vdso.part("[vdso]").ok_or(Error::Vdso)?;
+    let bytes = own_vdso_bytes(start, end);
+    if blake3::hash(&bytes).to_hex().as_str() != host.vdso {
+        return Err(Error::Vdso);
+    }
+    let release = nix::sys::utsname::uname().map_err(super::sys("uname"))?;
+    let release = release.release().to_string_lossy();
+    if release != host.release {
+        let (old, new) = (&host.release, release);
+        return Err(Error::Host(format!(
+            "it was taken on kernel {old}, this is {new}"
+        )));
+    }
+    if xcr0() & host.xcr0 != host.xcr0 {
+        return Err(Error::Host(format!(
+            "its extended state is {:#x}, this processor's {:#x}",
+            host.xcr0,
+            xcr0()
+        )));
+    }
+    let flags = cpu_flags();
+    let missing: Vec<&str> = host
+        .cpu_flags
+        .iter()
+        .map(String::as_str)
+        .filter(|f| !flags.contains(*f))
+        .collect();
+    if !missing.is_empty() {
+        let missing = missing.join(" ");
+        return Err(Error::Host(format!("the processor lacks {missing}")));
+    }
+    let at = bytes.windows(2).position(|w| w == [0x0f, 0x05]);
+    at.map(|a| a as u64).ok_or(Error::Vdso)
+}
+
+/// Only the start of the file is read: the kernel makes it processor by processor.
+fn cpu_flags() -> HashSet<String> {
+    use std::io::Read;
+    let mut text = vec![0; 8192];
+    let read = std::fs::File::open("/proc/cpuinfo").and_then(|mut f| f.read(&mut text));
+    text.truncate(read.unwrap_or(0));
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find(|l| l.starts_with("flags"));
+    line.and_then(|l| l.split_once(':'))
+        .map(|(_, f)| f.split_ascii_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+/// Our limits, in the kernel's order.
+#[must_use]
+pub fn own_limits() -> Vec<(u64, u64)> {
+    use Resource as R;
+    [
+        R::RLIMIT_CPU,
+        R::RLIMIT_FSIZE,
+        R::RLIMIT_DATA,
+        R::RLIMIT_STACK,
+        R::RLIMIT_CORE,
+        R::RLIMIT_RSS,
+        R::RLIMIT_NPROC,
+        R::RLIMIT_NOFILE,
+        R::RLIMIT_MEMLOCK,
+        R::RLIMIT_AS,
+        R::RLIMIT_LOCKS,
+        R::RLIMIT_SIGPENDING,
+        R::RLIMIT_MSGQUEUE,
+        R::RLIMIT_NICE,
+        R::RLIMIT_RTPRIO,
+        R::RLIMIT_RTTIME,
+    ]
+    .into_iter()
+    .map(|r| getrlimit(r).unwrap_or((0, 0)))
+    .collect()
+}
+
+/// What the code that follows relies on.
+pub fn check_manifest(m: &Manifest) -> Result<(), Error> {
+    if m.processes.is_empty() {
+        return Err(Error::Manifest("it has no process"));
+    }
+    let mut pids = HashSet::new();
+    let mut tids = HashSet::new();
+    for (i, p) in m.processes.iter().enumerate() {
+        if p.pid <= 0 || p.pid > 1 << 22 || !pids.insert(p.pid) {
+            return Err(Error::Manifest("a process number is impossible"));
+        }
+        if i > 0 && !pids.contains(&p.ppid) {
+            return Err(Error::Manifest("a process comes before its parent"));
+        }
+        if p.zombie.is_none() {
+            check_process(p, &mut tids)?;
+        } else if i == 0 {
+            return Err(Error::Manifest("its root is a zombie"));
+        }
+    }
+    let mut spaces: Vec<u32> = m
+        .processes
+        .iter()
+        .filter(|p| p.zombie.is_none())
+        .map(|p| p.space)
+        .collect();
+    spaces.sort_unstable();
+    if spaces.windows(2).any(|w| w[0] == w[1]) {
+        return Err(Error::Manifest("processes share an address space"));
+    }
+    m.spaces.iter().try_for_each(check_space)
+}
+
+fn check_process(p: &Process, tids: &mut HashSet<i32>) -> Result<(), Error> {
+    if p.threads.first().is_none_or(|t| t.tid != p.pid) {
+        return Err(Error::Manifest("a process has no leading thread"));
+    }
+    for t in &p.threads {
+        if t.tid <= 0 || t.tid > 1 << 22 || !tids.insert(t.tid) || t.regs.len() != 27 {
+            return Err(Error::Manifest("a thread is impossible"));
+        }
+    }
+    let signal = |s: i32| (0..=64).contains(&s);
+    if !signal(p.exit_signal) || p.actions.iter().any(|a| !signal(a.signal)) {
+        return Err(Error::Manifest("a signal is impossible"));
+    }
+    Ok(())
+}
+
+fn check_space(s: &Space) -> Result<(), Error> {
+    let mut last = 0;
+    for r in &s.ranges {
+        if r.backing == Backing::Vsyscall {
+            continue;
+        }
+        if r.start < last || r.end <= r.start || r.end > TOP || (r.start | r.end) % 4096 != 0 {
+            return Err(Error::Manifest("its ranges overlap or are impossible"));
+        }
+        last = r.end;
+    }
+    if s.auxv.len() > 1024 {
+        return Err(Error::Manifest("an auxiliary vector is too long"));
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Making processes again from a snapshot: `docs/snapshot.md`, section 5.
+
+mod child;
+mod drive;
+mod host;
+mod memory;
+mod open;
+mod pager;
+pub mod source;
+mod state;
+mod table;
+
+use crate::image::manifest::{Manifest, Process};
+use crate::sys::scratch::Scratch;
+use memory::{Exchange, Fill, Helpers, OwnVdso};
+use nix::errno::Errno;
+use source::PageSource;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use table::{Script, TableId};
+
+/// Room for the tables; what a snapshot with a hundred thousand ranges needs.
+const RESERVE: u64 = 64 << 20;
+
+/// Why nothing was resumed. Whatever had been made is gone again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifest says what cannot be.
+    #[error("the snapshot is damaged: {0}; take another one, or run `umlctl verify`")]
+    Manifest(&'static str),
+    /// The machine is another one.
+    #[error("this machine cannot run the snapshot: {0}")]
+    Host(String),
+    /// The kernel's vdso is another one.
+    #[error("the vdso of this kernel is not the snapshot's; resume on the kernel it was taken on")]
+    Vdso,
+    /// No address is free.
+    #[error("no {0} bytes of address space are free in the snapshot's layout")]
+    NoPlace(u64),
+    /// A file that is mapped is not what it was.
+    #[error("{path}: {what}; the snapshot needs the same file", path = path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The calling process has several threads.
+    #[error("resume must be called by a process with a single thread")]
+    Threads,
+    /// The number is taken.
+    #[error("process number {0} is in use; resume in a namespace of its own")]
+    PidTaken(i32),
+    /// A system call of ours.
+    #[error("{0} failed")]
+    Sys(&'static str, #[source] Errno),
+    /// Reading `/proc` failed.
+    #[error(transparent)]
+    Proc(#[from] crate::proc::Error),
+    /// The new process could not be made what the old one was.
+    #[error("process {0}: {1}")]
+    Child(i32, String),
+    /// A call of the new process failed.
+    #[error("process {0}")]
+    Call(i32, #[source] table::CallFailed),
+}
+
+fn sys(what: &'static str) -> impl Fn(Errno) -> Error {
+    move |e| Error::Sys(what, e)
+}
+
+/// How to resume.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Fill all memory before the first instruction.
+    pub eager: bool,
+}
+
+/// A resumed process tree.
+#[derive(Debug)]
+pub struct Resumed {
+    /// The root's number, as the caller sees it.
+    pub pid: i32,
+    /// The process that fills its memory, if one does.
+    pub pager: Option<i32>,
+    /// From the start of the work to the first instruction.
+    pub resume: Duration,
+}
+
+/// The tables of one process.
+#[derive(Debug)]
+struct Tables {
+    pid: i32,
+    leader: TableId,
+    threads: Vec<TableId>,
+}
+
+/// Everything that is prepared before the first fork.
+#[derive(Debug)]
+struct Plan<'a> {
+    manifest: &'a Manifest,
+    script: Script,
+    tables: Vec<Tables>,
+    scratch: Scratch,
+    helpers: Helpers,
+    fill: Fill,
+    /// Where in the vdso a `syscall` instruction is, for each process.
+    syscall: u64,
+}
+
+/// Resumes a snapshot. The calling process must have a single thread, and becomes the parent.
+pub fn resume(
+    manifest: &Manifest,
+    source: &dyn PageSource,
+    options: Options,
+) -> Result<Resumed, Error> {
+    let start = Instant::now();
+    let maps = crate::proc::maps(std::process::id() as i32)?;
+    let vdso = OwnVdso::find(&maps);
+    let syscall = host::check(&manifest.host, &vdso)?;
+    host::check_manifest(manifest)?;
+    let fill = if options.eager {
+        Fill::Eager
+    } else {
+        Fill::Lazy
+    };
+    let plan = plan(manifest, source, fill, vdso, syscall, &maps)?;
+    let root = &manifest.processes[0];
+    let pid = drive::start(&plan, root)?;
+    let pager = drive::release(&plan, source, pid)?;
+    Ok(Resumed {
+        pid,
+        pager,
+        resume: start.elapsed(),
+    })
+}
+
+fn plan<'a>(
+    manifest: &'a Manifest,
+    source: &dyn PageSource,
+    fill: Fill,
+    vdso: OwnVdso,
+    syscall: u64,
+    maps: &[crate::proc::Map],
+) -> Result<Plan<'a>, Error> {
+    let mut used: Vec<(u64, u64)> = maps.iter().map(|m| (m.start, m.end)).collect();
+    for s in &manifest.spaces {
+        used.extend(s.ranges.iter().map(|r| (r.start, r.end)));
+    }
+    let base = memory::free_place(&mut used, RESERVE)?;
+    let aside = memory::free_place(&mut used, 1 << 20)?;
+    let helpers = open::helpers(manifest, source)?;
+    let mut script = Script::default();
+    let mut tables = Vec::new();
+    let own_limits = host::own_limits();
+    for p in manifest.processes.iter().filter(|p| p.zombie.is_none()) {
+        let space = manifest.spaces.get(p.space as usize);
+        let x = Exchange {
+            number: p.space,
+            space: space.ok_or(Error::Manifest("no such address space"))?,
+            scratch: (base, RESERVE),
+            aside,
+            vdso: &vdso,
+            helpers: &helpers,
+            fill,
+        };
+        tables.push(process(&mut script, p, &x, source, &own_limits)?);
+    }
+    let len = script.len();
+    if len as u64 > RESERVE {
+        return Err(Error::Manifest("there are too many ranges"));
+    }
+    let scratch = Scratch::new(base, len).map_err(sys("mapping scratch memory"))?;
+    script.install(&scratch);
+    Ok(Plan {
+        manifest,
+        script,
+        tables,
+        scratch,
+        helpers,
+        fill,
+        syscall,
+    })
+}
+
+/// The tables of one process. The leader's ends when all threads have ended theirs.
+fn process(
+    script: &mut Script,
+    p: &Process,
+    x: &Exchange<'_>,
+    source: &dyn PageSource,
+    own_limits: &[(u64, u64)],
+) -> Result<Tables, Error> {
+    let leader = script.table();
+    child::leave_rseq(script, leader);
+    memory::exchange(script, leader, x, p, source)?;
+    let mut threads = Vec::new();
+    for t in &p.threads[1..] {
+        let table = script.table();
+        child::thread(script, leader, table, t.tid);
+        state::thread(script, table, p, t)?;
+        threads.push(table);
+    }
+    state::limits(script, leader, p, own_limits);
+    state::process(script, leader, p)?;
+    state::thread(script, leader, p, &p.threads[0])?;
+    for &t in &threads {
+        script.wait_for(leader, t);
+    }
+    state::last(script, leader, p);
+    Ok(Tables {
+        pid: p.pid,
+        leader,
+        threads,
+    })
+}
