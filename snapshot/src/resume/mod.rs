@@ -3,6 +3,7 @@
 mod child;
 mod drive;
 mod host;
+pub mod image;
 mod memory;
 mod open;
 mod pager;

@@ -4,6 +4,7 @@ pub mod args;
 mod doctor;
 mod inspect;
 mod rescue;
+mod resume;
 mod take;
 
 use anyhow::Result;
@@ -58,7 +59,8 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Snapshot(a) => take::run(a, cli.json),
-        Command::Resume(_) | Command::Fork(_) => anyhow::bail!("not yet"),
+        Command::Resume(a) => resume::run(a, cli.json),
+        Command::Fork(_) => anyhow::bail!("not yet"),
         Command::Inspect(a) => inspect::show(&a.dir, cli.json),
         Command::Verify(a) => inspect::verify(&a.dir, cli.json),
         Command::Rescue(a) => rescue::run(a, cli.json),
