@@ -1,0 +1,387 @@
+//! Making system calls in the name of stopped threads.
+
+use super::journal::{Away, Journal};
+use super::{Batch, Error, Stopped};
+use crate::proc::{self, MapKind};
+use crate::sys::ptrace::{self, Regs, Report};
+use crate::sys::remote;
+use nix::errno::Errno;
+use std::time::{Duration, Instant};
+
+/// `syscall; jmp .`, then, at 8, the loop over a table: rbx is the next entry, r12 the number of entries left, r13 the
+/// done word. An entry is the number of the call, six arguments, and room for the result. After the last it sets the done
+/// word and spins.
+const LOOP: [u8; 72] = [
+    0x0f, 0x05, 0xeb, 0xfe, 0x0f, 0x1f, 0x40, 0x00, 0x4d, 0x85, 0xe4, 0x74, 0x2a, 0x48, 0x8b, 0x03,
+    0x48, 0x8b, 0x7b, 0x08, 0x48, 0x8b, 0x73, 0x10, 0x48, 0x8b, 0x53, 0x18, 0x4c, 0x8b, 0x53, 0x20,
+    0x4c, 0x8b, 0x43, 0x28, 0x4c, 0x8b, 0x4b, 0x30, 0x0f, 0x05, 0x48, 0x89, 0x43, 0x38, 0x48, 0x83,
+    0xc3, 0x40, 0x49, 0xff, 0xcc, 0xeb, 0xd1, 0x41, 0xc7, 0x45, 0x00, 0x01, 0x00, 0x00, 0x00, 0xf3,
+    0x90, 0xeb, 0xfc, 0x90, 0x90, 0x90, 0x90, 0x90,
+];
+const LOOP_ENTRY: u64 = 8;
+/// Room that is looked for at the end of the vdso.
+const TAIL: u64 = 128;
+/// How long a batch may take; none of the calls that are made waits for anything.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where in a target the loop and its table are. It outlives a stop: made in one, used and removed in a later one.
+#[derive(Debug, Clone, Copy)]
+pub struct Foothold {
+    tail: u64,
+    scratch: u64,
+    scratch_len: u64,
+}
+
+impl Foothold {
+    /// First address and length of the scratch, which is not part of the target.
+    #[must_use]
+    pub fn scratch(&self) -> (u64, u64) {
+        (self.scratch, self.scratch_len)
+    }
+}
+
+/// Stopped threads of one process that are away from their own code. [`Driver::leave`] sends them back; so does dropping
+/// it, as far as that works, and the guardian if we die.
+#[derive(Debug)]
+pub struct Driver<'a> {
+    pid: i32,
+    away: Vec<(i32, Regs, u64)>,
+    journal: &'a mut Journal,
+    foothold: Option<Foothold>,
+}
+
+impl<'a> Driver<'a> {
+    /// Takes threads away from their code; their registers and masks go into the journal first.
+    pub fn enter(
+        stopped: &Stopped,
+        tids: &[i32],
+        journal: &'a mut Journal,
+        foothold: Option<Foothold>,
+    ) -> Result<Self, Error> {
+        let pid = stopped.pid();
+        let mut away = Vec::with_capacity(tids.len());
+        for &tid in tids {
+            let regs = ptrace::regs(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETREGS", e))?;
+            let mask =
+                ptrace::sigmask(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETSIGMASK", e))?;
+            away.push((tid, regs, mask));
+        }
+        journal.record.active = true;
+        journal.record.away = away
+            .iter()
+            .map(|(tid, regs, mask)| Away {
+                tid: *tid,
+                sigmask: *mask,
+                regs: ptrace::regs_to_words(regs),
+            })
+            .collect();
+        if let Some(f) = foothold {
+            (
+                journal.record.vdso_tail,
+                journal.record.scratch,
+                journal.record.scratch_len,
+            ) = (f.tail, f.scratch, f.scratch_len);
+        }
+        journal.write()?;
+        let driver = Self {
+            pid,
+            away,
+            journal,
+            foothold,
+        };
+        crate::fault::point("driver.enter");
+        for (tid, _, _) in &driver.away {
+            ptrace::set_sigmask(*tid, u64::MAX)
+                .map_err(|e| Error::Ptrace(*tid, "PTRACE_SETSIGMASK", e))?;
+        }
+        Ok(driver)
+    }
+
+    /// Writes the loop into the tail of the vdso and maps the scratch.
+    pub fn settle(&mut self, scratch_len: u64) -> Result<Foothold, Error> {
+        let (tid, tail) = (self.away[0].0, free_tail(self.pid)?);
+        self.journal.record.vdso_tail = tail;
+        self.journal.write()?;
+        write_code(tid, tail, &LOOP)?;
+        crate::fault::point("driver.loop");
+        // The address goes into the journal before the mapping is made, so it is ours to choose.
+        let len = scratch_len.next_multiple_of(4096);
+        let scratch = free_range(&proc::maps(self.pid)?, len).ok_or(Error::NoVdso(self.pid))?;
+        (self.journal.record.scratch, self.journal.record.scratch_len) = (scratch, len);
+        self.journal.write()?;
+        let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let args = [scratch, len, prot, flags, u64::MAX, 0];
+        self.boot_call(tail, libc::SYS_mmap, args)
+            .map_err(|e| Error::Call(self.pid, "mmap", e))?;
+        let foothold = Foothold {
+            tail,
+            scratch,
+            scratch_len: len,
+        };
+        crate::fault::point("driver.scratch");
+        self.foothold = Some(foothold);
+        Ok(foothold)
+    }
+
+    /// Runs one batch in the first thread.
+    pub fn run(&mut self, batch: &mut Batch) -> Result<(), Error> {
+        let mut all = [std::mem::take(batch)];
+        let r = self.run_all(&mut all);
+        [*batch] = all;
+        r
+    }
+
+    /// Runs a batch in each of the first threads, at the same time.
+    pub fn run_all(&mut self, batches: &mut [Batch]) -> Result<(), Error> {
+        let Some(foothold) = self.foothold else {
+            return Err(Error::NoVdso(self.pid));
+        };
+        let mut bytes = Vec::new();
+        let mut places = Vec::new();
+        for b in &*batches {
+            let at = bytes.len();
+            bytes.extend_from_slice(&b.encode(foothold.scratch + at as u64));
+            places.push(at);
+        }
+        if bytes.len() as u64 > foothold.scratch_len || batches.len() > self.away.len() {
+            return Err(Error::Memory(
+                self.pid,
+                "reserve scratch",
+                foothold.scratch,
+                Errno::ENOSPC,
+            ));
+        }
+        self.write(foothold.scratch, &bytes)?;
+        crate::fault::point("driver.table");
+        for ((tid, regs, _), (b, at)) in self.away.iter().zip(batches.iter().zip(&places)) {
+            let start = foothold.scratch + *at as u64;
+            let regs = Regs {
+                rip: foothold.tail + LOOP_ENTRY,
+                rbx: start + 8,
+                r12: b.len() as u64,
+                r13: start,
+                rax: 0,
+                orig_rax: u64::MAX,
+                ..*regs
+            };
+            ptrace::set_regs(*tid, &regs).map_err(|e| Error::Ptrace(*tid, "PTRACE_SETREGS", e))?;
+            ptrace::cont(*tid, 0).map_err(|e| Error::Ptrace(*tid, "PTRACE_CONT", e))?;
+        }
+        crate::fault::point("driver.running");
+        for at in &places {
+            self.wait_done(foothold.scratch + *at as u64)?;
+        }
+        crate::fault::point("driver.done");
+        for (tid, _, _) in &self.away[..batches.len()] {
+            ptrace::interrupt(*tid).map_err(|e| Error::Ptrace(*tid, "PTRACE_INTERRUPT", e))?;
+        }
+        for (tid, _, _) in &self.away[..batches.len()] {
+            super::stop::wait_stopped(*tid)?.ok_or(Error::Ended(self.pid))?;
+        }
+        self.read(foothold.scratch, &mut bytes)?;
+        for (b, at) in batches.iter_mut().zip(places) {
+            b.decode(&bytes[at..]);
+        }
+        Ok(())
+    }
+
+    fn wait_done(&self, addr: u64) -> Result<(), Error> {
+        let begin = Instant::now();
+        let mut spins = 0u32;
+        loop {
+            let mut word = [0u8; 4];
+            self.read(addr, &mut word)?;
+            if word == [1, 0, 0, 0] {
+                return Ok(());
+            }
+            spins += 1;
+            if spins > 50 {
+                std::thread::yield_now();
+            }
+            if spins.is_multiple_of(1000) {
+                if begin.elapsed() > PATIENCE {
+                    return Err(Error::Busy(
+                        self.pid,
+                        PATIENCE.as_millis() as u64,
+                        "a call made in its name".into(),
+                    ));
+                }
+                for (tid, _, _) in &self.away {
+                    if matches!(
+                        ptrace::wait(*tid, false),
+                        Ok(Some((_, Report::Ended(_)))) | Err(_)
+                    ) {
+                        return Err(Error::Ended(self.pid));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes the scratch and the loop.
+    pub fn unsettle(&mut self) -> Result<(), Error> {
+        let Some(f) = self.foothold.take() else {
+            return Ok(());
+        };
+        self.boot_call(
+            f.tail,
+            libc::SYS_munmap,
+            [f.scratch, f.scratch_len, 0, 0, 0, 0],
+        )
+        .map_err(|e| Error::Call(self.pid, "munmap", e))?;
+        self.journal.record.scratch = 0;
+        self.journal.write()?;
+        crate::fault::point("driver.unmapped");
+        write_code(self.away[0].0, f.tail, &[0; LOOP.len()])?;
+        self.journal.record.vdso_tail = 0;
+        self.journal.write()
+    }
+
+    /// Notes descriptors of the target that a repair would have to close.
+    pub fn note_fds(&mut self, fds: [i32; 4]) -> Result<(), Error> {
+        self.journal.record.fds = fds;
+        self.journal.write()
+    }
+
+    /// Sends the threads back to their own code. They stay stopped.
+    pub fn leave(mut self) -> Result<(), Error> {
+        self.send_back()
+    }
+
+    fn send_back(&mut self) -> Result<(), Error> {
+        for (tid, regs, mask) in std::mem::take(&mut self.away) {
+            for (what, r) in [
+                ("PTRACE_SETREGS", ptrace::set_regs(tid, &regs)),
+                ("PTRACE_SETSIGMASK", ptrace::set_sigmask(tid, mask)),
+            ] {
+                match r {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(e) => return Err(Error::Ptrace(tid, what, e)),
+                }
+            }
+        }
+        crate::fault::point("driver.back");
+        self.journal.record.away.clear();
+        self.journal.record.active =
+            self.journal.record.vdso_tail != 0 || self.journal.record.fds != [-1; 4];
+        self.journal.write()
+    }
+
+    /// One call by the bare `syscall` in front of the loop; used where there is no scratch.
+    fn boot_call(&mut self, tail: u64, nr: i64, a: [u64; 6]) -> Result<u64, Errno> {
+        let (tid, regs, _) = self.away[0];
+        let [rdi, rsi, rdx, r10, r8, r9] = a;
+        let regs = Regs {
+            rip: tail,
+            rax: nr as u64,
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            orig_rax: u64::MAX,
+            ..regs
+        };
+        ptrace::set_regs(tid, &regs)?;
+        for _ in 0..2 {
+            ptrace::syscall(tid, 0)?;
+            loop {
+                match ptrace::wait(tid, true)? {
+                    Some((_, Report::Syscall)) => break,
+                    Some((_, Report::Ended(_))) => return Err(Errno::ESRCH),
+                    _ => ptrace::syscall(tid, 0)?,
+                }
+            }
+        }
+        let result = ptrace::regs(tid)?.rax;
+        // A stop at the exit of a call is not one from which the kernel restarts interrupted calls: an interrupt is.
+        ptrace::interrupt(tid)?;
+        ptrace::cont(tid, 0)?;
+        super::stop::wait_stopped(tid)
+            .map_err(|_| Errno::ESRCH)?
+            .ok_or(Errno::ESRCH)?;
+        if (-4095..0).contains(&result.cast_signed()) {
+            return Err(Errno::from_raw(-(result as i32)));
+        }
+        Ok(result)
+    }
+
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Error> {
+        remote::read(self.pid, addr, buf).map_err(|e| Error::Memory(self.pid, "read", addr, e))
+    }
+
+    fn write(&self, addr: u64, buf: &[u8]) -> Result<(), Error> {
+        remote::write(self.pid, addr, buf).map_err(|e| Error::Memory(self.pid, "write", addr, e))
+    }
+}
+
+impl Drop for Driver<'_> {
+    fn drop(&mut self) {
+        if !self.away.is_empty() && self.send_back().is_err() {
+            tracing::error!(
+                pid = self.pid,
+                "could not send threads back to their code; `umlctl rescue` can"
+            );
+        }
+    }
+}
+
+/// Writes code where the target has it read-only.
+pub(super) fn write_code(tid: i32, addr: u64, code: &[u8]) -> Result<(), Error> {
+    for (i, chunk) in code.chunks(8).enumerate() {
+        let mut word = [0u8; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        let at = addr + 8 * i as u64;
+        ptrace::poke(tid, at, u64::from_le_bytes(word))
+            .map_err(|e| Error::Memory(tid, "write", at, e))?;
+    }
+    Ok(())
+}
+
+/// An address in the zeroes behind the end of the vdso's code.
+fn free_tail(pid: i32) -> Result<u64, Error> {
+    let maps = proc::maps(pid)?;
+    let vdso = maps
+        .iter()
+        .find(|m| m.kind == MapKind::Special("[vdso]".into()))
+        .ok_or(Error::NoVdso(pid))?;
+    if vdso.end - vdso.start < TAIL {
+        return Err(Error::NoVdso(pid));
+    }
+    let addr = vdso.end - TAIL;
+    let mut tail = [0u8; TAIL as usize];
+    remote::read(pid, addr, &mut tail).map_err(|e| Error::Memory(pid, "read", addr, e))?;
+    // A loop that a killed saver left behind is overwritten with the same bytes.
+    let ours = tail[..LOOP.len()] == LOOP;
+    if tail.iter().any(|&b| b != 0) && !ours {
+        Err(Error::NoVdso(pid))
+    } else {
+        Ok(addr)
+    }
+}
+
+/// A free range of addresses that is in nobody's way: behind the vdso, else in the middle of the widest gap.
+fn free_range(maps: &[proc::Map], len: u64) -> Option<u64> {
+    const TOP: u64 = 0x7fff_ffff_f000;
+    let vdso = maps
+        .iter()
+        .find(|m| m.kind == MapKind::Special("[vdso]".into()))?;
+    let next = maps
+        .iter()
+        .map(|m| m.start)
+        .filter(|&s| s >= vdso.end)
+        .min()
+        .unwrap_or(TOP)
+        .min(TOP);
+    if next.saturating_sub(vdso.end) >= len + 0x4000 {
+        return Some(vdso.end + 0x2000);
+    }
+    let gaps = maps
+        .windows(2)
+        .map(|w| (w[0].end, w[1].start))
+        .filter(|g| g.1 <= TOP);
+    let (start, end) = gaps.max_by_key(|g| g.1.saturating_sub(g.0))?;
+    (end - start > len * 4).then(|| (start + (end - start) / 2) & !0xfff)
+}

@@ -1,0 +1,206 @@
+//! The guardian: puts a target right after the death of the process that drove it.
+
+use super::driver::write_code;
+use super::journal::{Journal, Record};
+use super::{Error, Stopped, stop};
+use crate::proc;
+use crate::sys::ptrace::{self, Regs};
+use nix::errno::Errno;
+use std::path::Path;
+
+/// What a repair did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was nothing to do.
+    Nothing,
+    /// The process of the journal is gone.
+    Gone,
+    /// It was repaired and runs on.
+    Repaired,
+}
+
+/// Repairs the process that the journal names, if it says so, and marks the journal as done.
+///
+/// # Errors
+/// If the process cannot be attached to or driven; then the journal stays as it is.
+pub fn repair(path: &Path) -> Result<Outcome, Error> {
+    let mut journal = Journal::open(path)?;
+    let r = journal.record.clone();
+    if !r.active {
+        return Ok(Outcome::Nothing);
+    }
+    match proc::stat(r.pid) {
+        Ok(s) if s.start_time == r.start_time && !"ZX".contains(s.state) => {}
+        Ok(_) | Err(proc::Error::Gone(_)) => {
+            journal.remove();
+            return Ok(Outcome::Gone);
+        }
+        Err(e) => return Err(e.into()),
+    }
+    let stopped = Stopped::all(r.pid)?;
+    // The journal is written before a thread is sent away and after it was sent back. So one that it names may be at home
+    // and have gone on since: then its registers are its own.
+    let mut away = Vec::new();
+    for a in r.away.iter().filter(|a| stopped.threads().contains(&a.tid)) {
+        let now = ptrace::regs(a.tid).map_err(|e| Error::Ptrace(a.tid, "PTRACE_GETREGS", e))?;
+        if r.vdso_tail != 0 && (r.vdso_tail..r.vdso_tail + 128).contains(&now.rip) {
+            away.push(a);
+        } else if ptrace::sigmask(a.tid)
+            .map_err(|e| Error::Ptrace(a.tid, "PTRACE_GETSIGMASK", e))?
+            == ALL_BLOCKED
+        {
+            put_mask(a.tid, a.sigmask)?;
+        }
+    }
+    match away.first() {
+        Some(a) => clean_up(&stopped, &r, a.tid)?,
+        None => clean_up_from_home(&stopped, &r, &mut journal)?,
+    }
+    for a in away {
+        let Some(regs) = ptrace::words_to_regs(&a.regs) else {
+            continue;
+        };
+        ptrace::set_regs(a.tid, &regs).map_err(|e| Error::Ptrace(a.tid, "PTRACE_SETREGS", e))?;
+        put_mask(a.tid, a.sigmask)?;
+    }
+    journal.record = Record::idle(r.pid, r.start_time);
+    journal.write()?;
+    Ok(Outcome::Repaired)
+}
+
+/// What the kernel makes of a mask of all ones: SIGKILL and SIGSTOP cannot be blocked.
+const ALL_BLOCKED: u64 = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1));
+
+fn put_mask(tid: i32, mask: u64) -> Result<(), Error> {
+    ptrace::set_sigmask(tid, mask).map_err(|e| Error::Ptrace(tid, "PTRACE_SETSIGMASK", e))
+}
+
+/// Nobody is away, but the scratch, the loop or a descriptor is left: a thread is taken away for it, by the journal.
+fn clean_up_from_home(stopped: &Stopped, r: &Record, journal: &mut Journal) -> Result<(), Error> {
+    if r.vdso_tail == 0 {
+        return Ok(());
+    }
+    let tid = stopped.threads()[0];
+    let regs = ptrace::regs(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETREGS", e))?;
+    let sigmask = ptrace::sigmask(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETSIGMASK", e))?;
+    journal.record.away.push(super::journal::Away {
+        tid,
+        sigmask,
+        regs: ptrace::regs_to_words(&regs),
+    });
+    journal.write()?;
+    put_mask(tid, u64::MAX)?;
+    clean_up(stopped, r, tid)?;
+    ptrace::set_regs(tid, &regs).map_err(|e| Error::Ptrace(tid, "PTRACE_SETREGS", e))?;
+    put_mask(tid, sigmask)
+}
+
+/// Unmaps the scratch, closes descriptors, takes the loop out of the vdso. `tid` is away from its code.
+fn clean_up(stopped: &Stopped, r: &Record, tid: i32) -> Result<(), Error> {
+    if r.vdso_tail == 0 {
+        return Ok(());
+    }
+    let pid = stopped.pid();
+    // The saver may have died with the loop half written.
+    write_code(tid, r.vdso_tail, &[0x0f, 0x05, 0xeb, 0xfe])?;
+    let scratch = find_scratch(pid, r)?;
+    if let Some((start, len)) = scratch {
+        call(tid, r.vdso_tail, libc::SYS_munmap, [start, len])
+            .map_err(|e| Error::Call(pid, "munmap", e))?;
+    }
+    for fd in left_fds(pid, r) {
+        // It may be closed already: the saver closes first and writes the journal after it.
+        let _ = call(tid, r.vdso_tail, libc::SYS_close, [fd as u64, 0]);
+    }
+    write_code(tid, r.vdso_tail, &[0; 72])
+}
+
+/// The scratch as the journal has it, if it is still there and nothing else has taken its place.
+fn find_scratch(pid: i32, r: &Record) -> Result<Option<(u64, u64)>, Error> {
+    if r.scratch == 0 {
+        return Ok(None);
+    }
+    let end = r.scratch.saturating_add(r.scratch_len);
+    let there = proc::maps(pid)?
+        .iter()
+        .any(|m| m.start <= r.scratch && m.end >= end && m.ino == 0);
+    Ok(there.then_some((r.scratch, r.scratch_len)))
+}
+
+/// Descriptors to close: those in the journal, and any userfaultfd, which a target that we drive never has of its own.
+fn left_fds(pid: i32, r: &Record) -> Vec<i32> {
+    let mut fds: Vec<i32> = r.fds.into_iter().filter(|&fd| fd >= 0).collect();
+    if let Ok(dir) = std::fs::read_dir(proc::path(pid, "fd")) {
+        for entry in dir.flatten() {
+            let ours = std::fs::read_link(entry.path()).is_ok_and(|l| {
+                l == Path::new("anon_inode:[userfaultfd]") || l == Path::new("/dev/userfaultfd")
+            });
+            if let (true, Some(fd)) = (
+                ours,
+                entry.file_name().to_str().and_then(|n| n.parse().ok()),
+            ) && !fds.contains(&fd)
+            {
+                fds.push(fd);
+            }
+        }
+    }
+    fds
+}
+
+fn call(tid: i32, tail: u64, nr: i64, [rdi, rsi]: [u64; 2]) -> Result<u64, Errno> {
+    let regs = ptrace::regs(tid)?;
+    let regs = Regs {
+        rip: tail,
+        rax: nr as u64,
+        rdi,
+        rsi,
+        orig_rax: u64::MAX,
+        ..regs
+    };
+    ptrace::set_regs(tid, &regs)?;
+    for _ in 0..2 {
+        ptrace::syscall(tid, 0)?;
+        loop {
+            match ptrace::wait(tid, true)? {
+                Some((_, ptrace::Report::Syscall)) => break,
+                Some((_, ptrace::Report::Ended(_))) => return Err(Errno::ESRCH),
+                _ => ptrace::syscall(tid, 0)?,
+            }
+        }
+    }
+    let result = ptrace::regs(tid)?.rax;
+    ptrace::interrupt(tid)?;
+    ptrace::cont(tid, 0)?;
+    stop::wait_stopped(tid)
+        .map_err(|_| Errno::ESRCH)?
+        .ok_or(Errno::ESRCH)?;
+    if (-4095..0).contains(&result.cast_signed()) {
+        Err(Errno::from_raw(-(result as i32)))
+    } else {
+        Ok(result)
+    }
+}
+
+/// Waits until the process behind `saver` ends, then repairs what the journal says.
+pub fn watch(saver: &std::os::fd::OwnedFd, path: &Path) -> Result<Outcome, Error> {
+    use std::os::fd::AsFd;
+    let mut fds = [nix::poll::PollFd::new(
+        saver.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
+    while matches!(
+        nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE),
+        Err(Errno::EINTR)
+    ) {}
+    // The kernel detaches a dead tracer's threads as it ends; a moment may pass.
+    for _ in 0..200 {
+        match repair(path) {
+            Err(Error::Traced(..)) => std::thread::sleep(std::time::Duration::from_millis(5)),
+            Err(Error::Journal(_, e)) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Outcome::Nothing);
+            }
+            other => return other,
+        }
+    }
+    repair(path)
+}
