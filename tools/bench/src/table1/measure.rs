@@ -87,6 +87,9 @@ fn one_size(plan: &Plan, mb: u64, samples: &mut Samples) -> Result<()> {
     resumes(plan, &target, mb, samples)
 }
 
+/// What the command says its pause is made of: fields of its answer, and names of the samples (in seconds as all).
+pub const PARTS: [&str; 4] = ["stop_us", "mark_us", "state_us", "detach_us"];
+
 /// What one snapshot has cost: as the command says, and as the target has seen it.
 #[derive(Debug, Default)]
 pub struct Taken {
@@ -98,6 +101,8 @@ pub struct Taken {
     pub waiting: f64,
     /// The stop of one thread before
     pub prepare: f64,
+    /// What the pause is made of
+    pub parts: [f64; 4],
     /// The whole command
     pub wall: f64,
     /// Until it was published
@@ -120,6 +125,9 @@ impl Taken {
             ("rate", self.bytes / self.total.max(1e-6)),
             ("saved", self.bytes),
         ] {
+            samples.add(name(row), value);
+        }
+        for (row, value) in PARTS.iter().zip(self.parts) {
             samples.add(name(row), value);
         }
     }
@@ -149,6 +157,9 @@ pub fn keep(plan: &Plan, target: &Running, dir: &Path, options: &[&str]) -> Resu
         wall: ran.wall.as_secs_f64(),
         ..Taken::default()
     };
+    for (part, field) in taken.parts.iter_mut().zip(PARTS) {
+        *part = seconds(field)?;
+    }
     if !options.contains(&"--kill") {
         taken.all = target.ask()?;
         taken.seen = taken.all.gap_ns as f64 / 1e9;

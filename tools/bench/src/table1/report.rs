@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 
+use super::measure::PARTS;
 use super::recorded::{
     CRIU_DUMP, CRIU_FROZEN, CRIU_LAZY, CRIU_RESTORE, PAPER, PAPER_RESUME, Recorded, middle, show,
 };
@@ -122,15 +123,20 @@ fn markdown(samples: &Samples) -> String {
             show(&PAPER, mb),
         ));
     }
-    line("\nOf what was seen, at most so much was waiting for a CPU; and the earlier stop of one thread (*prepare*):\n".into());
-    line("| size | waiting for a CPU | prepare |\n|---|---|---|".into());
+    line("\nWhat the pause is made of, as reported; the earlier stop of one thread (*prepare*); and how much of what was seen was waiting for a CPU (at most):\n".into());
+    line("| size | stop | mark | state | detach | prepare | waiting for a CPU |".into());
+    line(format!("|{}", "---|".repeat(7)));
     for &mb in &samples.sizes_mb {
         let c = |row: &str| cell(samples, &at(row, mb, "umlctl"), Unit::Seconds);
         line(format!(
-            "| {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} |",
             size(mb),
-            c("pause_waiting"),
-            c("prepare")
+            c(PARTS[0]),
+            c(PARTS[1]),
+            c(PARTS[2]),
+            c(PARTS[3]),
+            c("prepare"),
+            c("pause_waiting")
         ));
     }
     line("\n## The whole snapshot\n".into());

@@ -202,15 +202,16 @@ impl Target {
 
     fn gap(&mut self, gap: Duration) {
         let ns = nanos(gap);
+        let mut waiting = 0;
+        if gap > LONG_GAP {
+            let waited = waited();
+            waiting = waited.saturating_sub(self.waited).min(ns);
+            self.waited = waited;
+        }
         if ns > self.seen.gap_ns {
             self.seen.second_ns = self.seen.gap_ns;
             self.seen.gap_ns = ns;
-            self.seen.gap_waiting_ns = 0;
-            if gap > LONG_GAP {
-                let waited = waited();
-                self.seen.gap_waiting_ns = waited.saturating_sub(self.waited).min(ns);
-                self.waited = waited;
-            }
+            self.seen.gap_waiting_ns = waiting;
         } else if ns > self.seen.second_ns {
             self.seen.second_ns = ns;
         }
