@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,6 +13,9 @@ use crate::run::check_interrupted;
 
 /// gcore takes seconds for more, megabytes.
 const GCORE_LARGEST: u64 = 128;
+
+/// After two rounds no new one begins when those of a size have taken so long.
+const ENOUGH: Duration = Duration::from_secs(60);
 
 /// Measures everything the plan wants.
 pub fn all(plan: &Plan, samples: &mut Samples) -> Result<()> {
@@ -66,7 +70,12 @@ fn one_size(plan: &Plan, mb: u64, samples: &mut Samples) -> Result<()> {
     let dir = plan.work.join("snapshot");
     // The first snapshot of all pays for cold caches.
     take(plan, &target, &dir, &[])?;
-    for _ in 0..plan.rounds {
+    let start = Instant::now();
+    for round in 0..plan.rounds {
+        if round >= 2 && start.elapsed() > ENOUGH {
+            say(&format!("{round} rounds of it are enough"));
+            break;
+        }
         for system in ["umlctl", "stop-and-copy", "gcore"] {
             let done = match system {
                 "umlctl" => take(plan, &target, &dir, &[]),
