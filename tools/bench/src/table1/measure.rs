@@ -68,8 +68,10 @@ fn one_size(plan: &Plan, mb: u64, samples: &mut Samples) -> Result<()> {
     };
     let target = Running::start(&plan.work.join("target"), kind)?;
     let dir = plan.work.join("snapshot");
-    // The first snapshot of all pays for cold caches.
-    take(plan, &target, &dir, &[])?;
+    if mb <= GCORE_LARGEST {
+        // The first snapshot of all pays for cold caches.
+        take(plan, &target, &dir, &[])?;
+    }
     let start = Instant::now();
     for round in 0..plan.rounds {
         if round >= 2 && start.elapsed() > ENOUGH {
