@@ -139,11 +139,25 @@ impl Running {
         }
     }
 
-    /// Kills it.
+    /// Kills it and its copies.
     pub fn kill(&self) -> Result<()> {
-        match kill(Pid::from_raw(self.pid), Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(e) => return Err(e).context("killing a target"),
+        let end = Instant::now() + LIMIT;
+        loop {
+            let left = self.copies();
+            if left.is_empty() {
+                break;
+            }
+            for &pid in &left {
+                match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(e) => return Err(e).context("killing a target"),
+                }
+            }
+            if Instant::now() > end {
+                bail!("processes {left:?} do not end");
+            }
+            reap();
+            std::thread::sleep(Duration::from_millis(1));
         }
         self.gone()?;
         let _ = std::fs::remove_file(self.dir.join("resume"));
@@ -173,7 +187,8 @@ impl Running {
             {
                 return Ok(text);
             }
-            if !alive(self.pid) {
+            // Copies may have other numbers.
+            if !alive(self.pid) && self.copies().is_empty() {
                 let why = std::fs::read_to_string(self.dir.join("errors")).unwrap_or_default();
                 bail!("the target {} has ended: {}", self.pid, why.trim());
             }
@@ -187,11 +202,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        for pid in self.copies() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        if let Err(e) = self.kill() {
+            eprintln!("bench: {e:#}");
         }
-        let _ = self.gone();
-        reap();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }

@@ -270,10 +270,6 @@ fn copies(plan: &Plan, samples: &mut Samples) -> Result<()> {
     target.gone()?;
     for _ in 0..plan.rounds {
         let r = hundred(plan, &target, &dir.display().to_string(), samples);
-        for pid in target.copies() {
-            let pid = nix::unistd::Pid::from_raw(pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
-        }
         target.kill()?;
         r?;
         check_interrupted()?;

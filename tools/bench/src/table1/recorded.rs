@@ -57,3 +57,16 @@ pub fn show(list: &[Recorded], mb: u64) -> String {
         Some((_, low, high)) => format!("{:.0} to {}", low * 1e3, ms(*high)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{CRIU_FROZEN, PAPER, show};
+
+    #[test]
+    fn shows_ranges_and_figures() {
+        assert_eq!(show(&PAPER, 128), "10.42 s");
+        assert_eq!(show(&PAPER, 32), "890 ms");
+        assert_eq!(show(&CRIU_FROZEN, 1024), "775 to 844 ms");
+        assert_eq!(show(&CRIU_FROZEN, 4096), "-");
+    }
+}

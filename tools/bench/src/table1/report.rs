@@ -99,7 +99,8 @@ fn markdown(samples: &Samples) -> String {
          *Reported* is what the command says; *seen* is the longest time between two looks at the clock of a target that \
          does nothing else, so that waiting for a CPU and all other stops of the snapshot are in it. Recorded figures are not of this \
          run: CRIU 4.2 was built from source and measured earlier on a machine of the same kind; the paper's are of 2003, \
-         a Pentium III of 766 MHz. Snapshots go to the page cache (tmpfs).\n"
+         a Pentium III of 766 MHz. Snapshots go to the page cache (tmpfs). Repeat it with `tools/setup bench && cargo run \
+         --release -p bench -- table1`.\n"
             .to_owned(),
     );
     line("## How long the process stands still\n".into());
@@ -248,4 +249,42 @@ fn lines(samples: &Samples) -> Vec<Line> {
     ];
     lines.retain(|l| !l.1.is_empty());
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Samples, Unit, at, markdown, met};
+
+    fn samples(pause: &[f64]) -> Samples {
+        let mut s = Samples {
+            version: 1,
+            about: Default::default(),
+            sizes_mb: vec![128],
+            samples: Default::default(),
+            missing: Vec::new(),
+        };
+        for p in pause {
+            s.add(at("pause_seen", 128, "umlctl"), *p);
+        }
+        s
+    }
+
+    #[test]
+    fn goals_are_judged_by_the_median() {
+        let name = at("pause_seen", 128, "umlctl");
+        let s = samples(&[0.0001, 0.0004, 0.9]);
+        assert_eq!(met(&s, &name, Unit::Seconds, 0.0005), "yes");
+        assert_eq!(met(&s, &name, Unit::Seconds, 0.0003), "**no**");
+        assert_eq!(met(&s, &name, Unit::BytesPerSecond, 0.0003), "yes");
+        assert_eq!(met(&s, "none", Unit::Seconds, 1.0), "-");
+    }
+
+    #[test]
+    fn the_report_has_both_figures_and_the_recorded_ones() {
+        let t = markdown(&samples(&[0.0004]));
+        let row = t.lines().find(|l| l.starts_with("| 128 MB")).unwrap();
+        for part in ["| - | 400 us |", "113 to 125 ms", "10.42 s", "-; yes"] {
+            assert!(row.contains(part), "{part} is not in {row}");
+        }
+    }
 }
