@@ -174,7 +174,9 @@ pub fn ask(
         });
         batches.push(b);
     }
+    let begin = std::time::Instant::now();
     driver.run_all(&mut batches)?;
+    tracing::debug!(us = begin.elapsed().as_micros() as u64, "calls");
     for ((thread, q), b) in threads.threads.iter_mut().zip(&questions).zip(&batches) {
         thread.altstack = (
             b.word(q.altstack, 0),
