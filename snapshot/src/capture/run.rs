@@ -489,7 +489,10 @@ impl Target {
         let begin = Instant::now();
         let stopped = Stopped::one(pid, pid)?;
         let mut driver = Driver::enter(&stopped, &[pid], &mut self.journal, None)?;
-        let scratch = state::scratch_len(self.planned.threads + 64, self.planned.timers + 16);
+        let Some(before) = &self.planned.before else {
+            return Err(crate::target::Error::Ended(pid).into());
+        };
+        let scratch = before.scratch_len(self.planned.threads + 64, self.planned.timers + 16);
         self.foothold = Some(driver.settle(scratch)?);
         let uffd = match options.method {
             Method::Tracked => Some(userfault::create(pid, pidfd.as_fd(), &mut driver)?),
