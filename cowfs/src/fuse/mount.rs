@@ -25,6 +25,8 @@ pub struct MountOptions {
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
+    /// The kernel keeps what is written, so many MiB of it at most, and brings it later; 0: it does not.
+    pub writeback_mib: u32,
     /// Largest read or write, bytes.
     pub max_io: u32,
     /// The kernel's read-ahead, KiB.
@@ -45,6 +47,7 @@ impl Default for MountOptions {
             nosuid: false,
             nodev: false,
             noexec: false,
+            writeback_mib: 0,
             max_io: 1 << 20,
             readahead_kb: 1024,
             threads: 4,
@@ -84,17 +87,29 @@ pub(super) fn mount_device(target: &Path, o: &MountOptions) -> Result<File, Fuse
     Ok(dev)
 }
 
-/// The read-ahead of a mount is its backing device's; a failure only costs speed.
+/// Sets the read-ahead of a mount; a failure only costs speed.
 pub(super) fn set_readahead(target: &Path, kb: u32) {
-    if let Ok(stat) = nix::sys::stat::stat(target) {
-        let (major, minor) = (
-            nix::sys::stat::major(stat.st_dev),
-            nix::sys::stat::minor(stat.st_dev),
-        );
-        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        if let Err(e) = std::fs::write(&path, kb.to_string()) {
-            tracing::debug!(path, error = %e, "read-ahead stays as it is");
-        }
+    set_device(target, "read_ahead_kb", kb.into());
+}
+
+/// Sets how much of written data the kernel may keep for the mount that `at` is in: whoever writes more has to wait. A
+/// failure only costs speed.
+pub fn limit_writeback(at: &Path, mib: u32) {
+    set_device(at, "max_bytes", u64::from(mib) << 20);
+}
+
+/// Sets something of a mount's backing device.
+fn set_device(at: &Path, name: &str, value: u64) {
+    let Ok(stat) = nix::sys::stat::stat(at) else {
+        return;
+    };
+    let (major, minor) = (
+        nix::sys::stat::major(stat.st_dev),
+        nix::sys::stat::minor(stat.st_dev),
+    );
+    let path = format!("/sys/class/bdi/{major}:{minor}/{name}");
+    if let Err(e) = std::fs::write(&path, value.to_string()) {
+        tracing::debug!(path, error = %e, "stays as it is");
     }
 }
 

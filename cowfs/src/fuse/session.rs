@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::mount::{mount_device, set_readahead};
+use super::mount::{limit_writeback, mount_device, set_readahead};
 use super::request::{Op, Request};
 use super::{
     Errno, FuseError, MountOptions, Negotiated, Notifier, Reply, SharedFs, abi, request, sys,
@@ -45,8 +45,8 @@ pub fn mount(target: &Path, options: &MountOptions) -> Result<Session, FuseError
     })
 }
 
-/// The flags that are asked for, if the kernel has them. No writeback cache: a write(2) that returned is in the next
-/// checkpoint. No lock flags: the kernel keeps locks by itself. No atomic O_TRUNC: there are no OPEN requests.
+/// The flags that are asked for, if the kernel has them. The writeback cache only if it is wanted: see `mount/drain.rs`. No
+/// lock flags: the kernel keeps locks by itself. No atomic O_TRUNC: there are no OPEN requests.
 const WANTED: u64 = abi::ASYNC_READ
     | abi::BIG_WRITES
     | abi::DONT_MASK
@@ -68,6 +68,8 @@ const WANTED: u64 = abi::ASYNC_READ
 const MAX_BACKGROUND: u16 = 256;
 /// From so many on the kernel passes over what need not be written now.
 pub const CONGESTION: u16 = 192;
+/// The same with a writeback cache: the limit on its size keeps the queue short.
+const CONGESTION_WRITEBACK: u16 = u16::MAX;
 /// Threads at most. Beyond that slow requests keep the lead.
 const MAX_THREADS: usize = 64;
 /// The leader looks for requests at least as long as slow ones (mostly fsync) are at work, but no longer than this.
@@ -161,8 +163,10 @@ impl Session {
                 break;
             }
         }
-        let (target, kb) = (self.target.clone(), self.options.readahead_kb);
-        set_readahead(&target, kb);
+        set_readahead(&self.target, self.options.readahead_kb);
+        if self.options.writeback_mib > 0 {
+            limit_writeback(&self.target, self.options.writeback_mib);
+        }
         fs.ready(&negotiated);
         let mut crew = shared.crew();
         while crew.threads > 0 {
@@ -198,7 +202,12 @@ impl Session {
                 self.send_error(req.unique, libc::EPROTO)?;
                 return Err(FuseError::TooOld { major, minor });
             }
-            let granted = flags & WANTED;
+            let cache = if self.options.writeback_mib > 0 {
+                abi::WRITEBACK_CACHE
+            } else {
+                0
+            };
+            let granted = flags & (WANTED | cache);
             let mut out = Vec::with_capacity(80);
             out.extend_from_slice(&80u32.to_le_bytes());
             out.extend_from_slice(&0i32.to_le_bytes());
@@ -209,7 +218,12 @@ impl Session {
             for v in [abi::MAJOR, minor.min(abi::MINOR), ahead, low] {
                 out.extend_from_slice(&v.to_le_bytes());
             }
-            for v in [MAX_BACKGROUND, CONGESTION] {
+            let congestion = if granted & abi::WRITEBACK_CACHE == 0 {
+                CONGESTION
+            } else {
+                CONGESTION_WRITEBACK
+            };
+            for v in [MAX_BACKGROUND, congestion] {
                 out.extend_from_slice(&v.to_le_bytes());
             }
             for v in [self.options.max_io, 1] {

@@ -207,8 +207,7 @@ impl MountFs {
             if write_flags & WRITE_KILL_SUIDGID != 0 {
                 attr::kill_suidgid(&mut i);
             }
-            i.mtime = ctx.now;
-            i.ctime = ctx.now;
+            self.stamp(&mut i, ctx.now);
             inode::save(t, ino, &i)?;
             t.note_data(place.segment, place.offset, plen);
             Ok(())
@@ -308,6 +307,10 @@ impl MountFs {
                 return fs::fail(libc::EINVAL);
             }
             let mut n = len.min(i.size.saturating_sub(src.1));
+            if n < len && self.has_writeback() {
+                // The kernel knows more of the file than has come: it asks for no more than there is. Then it copies.
+                return fs::fail(libc::EXDEV);
+            }
             let found = data::list(t, ino, src.1, src.1.saturating_add(n), SHARE_MAX)?;
             if found.len() == SHARE_MAX
                 && let Some(last) = found.last()
@@ -330,8 +333,7 @@ impl MountFs {
             data::share(t, (ino, src.1), (out, dst.1), n, &mut o)?;
             // The kernel has asked for set-id bits to be cleared before, if the caller may not keep them.
             attr::drop_capability(t, out, &mut o)?;
-            o.mtime = ctx.now;
-            o.ctime = ctx.now;
+            self.stamp(&mut o, ctx.now);
             inode::save(t, out, &o)?;
             u32::try_from(n).map_err(|_| FsError::Errno(libc::EINVAL))
         })
@@ -379,8 +381,7 @@ impl MountFs {
                 i.size = i.size.max(end);
             }
             attr::drop_capability(t, ino, &mut i)?;
-            i.mtime = ctx.now;
-            i.ctime = ctx.now;
+            self.stamp(&mut i, ctx.now);
             inode::save(t, ino, &i)
         })
     }
