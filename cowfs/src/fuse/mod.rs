@@ -7,6 +7,7 @@ mod notify;
 mod reply;
 mod request;
 mod session;
+mod splice;
 mod sys;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub use notify::Notifier;
 pub use reply::{Attr, DirBuf, Entry, Reply, Statfs};
 pub use request::{Create, Op, Request, SetTime, Setattr};
 pub use session::{CONGESTION, Session, mount, step_aside};
+pub use splice::Piece;
 pub use sys::{open_node, syncfs};
 
 /// An errno that a request is answered with.

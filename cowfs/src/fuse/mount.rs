@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 
-use super::{FuseError, sys};
+use super::{FuseError, splice, sys};
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -64,8 +64,9 @@ pub(super) fn mount_device(target: &Path, o: &MountOptions) -> Result<File, Fuse
         .open("/dev/fuse")
         .map_err(FuseError::Device)?;
     let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
-        dev.as_raw_fd()
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={}",
+        dev.as_raw_fd(),
+        splice::READ_MAX
     );
     let mut flags = MsFlags::empty();
     for (on, flag) in [

@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::mount::{limit_writeback, mount_device, set_readahead};
 use super::request::{Op, Request};
+use super::splice::Way;
 use super::{
     Errno, FuseError, MountOptions, Negotiated, Notifier, Reply, SharedFs, abi, request, sys,
 };
@@ -70,6 +71,8 @@ const MAX_BACKGROUND: u16 = 256;
 pub const CONGESTION: u16 = 192;
 /// The same with a writeback cache: the limit on its size keeps the queue short.
 const CONGESTION_WRITEBACK: u16 = u16::MAX;
+/// Room for replies other than data: a listing.
+const REPLY_ROOM: usize = 64 << 10;
 /// Threads at most. Beyond that slow requests keep the lead.
 const MAX_THREADS: usize = 64;
 /// The leader looks for requests at least as long as slow ones (mostly fsync) are at work, but no longer than this.
@@ -355,7 +358,7 @@ impl Shared {
             Op::Interrupt => return Ok(()),
             _ => false,
         };
-        reply.clear();
+        reply.begin(req.unique);
         let mark = self.fs.arrived(req);
         let handled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             if forgets {
@@ -372,7 +375,7 @@ impl Shared {
                 libc::EIO
             }
         };
-        let sent = if forgets {
+        let sent = if forgets || reply.was_sent() {
             Ok(())
         } else {
             self.send(reply.finish(req.unique, errno))
@@ -420,7 +423,8 @@ impl Drop for Ends<'_> {
 
 fn work(shared: &Arc<Shared>) -> std::io::Result<()> {
     let mut buf = vec![0; shared.max_io as usize + 8192];
-    let mut reply = Reply::new(shared.max_io as usize);
+    let mut reply = Reply::new(REPLY_ROOM);
+    reply.set_way(Way::new(Arc::clone(&shared.dev)));
     // What follows a request follows soon; before the first there may be a long wait.
     let mut look = false;
     loop {
