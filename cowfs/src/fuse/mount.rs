@@ -88,26 +88,20 @@ pub(super) fn mount_device(target: &Path, o: &MountOptions) -> Result<File, Fuse
     Ok(dev)
 }
 
-/// Sets the read-ahead of a mount; a failure only costs speed.
-pub(super) fn set_readahead(target: &Path, kb: u32) {
-    set_device(target, "read_ahead_kb", kb.into());
+/// Sets the read-ahead of a mount's device; a failure only costs speed.
+pub(super) fn set_readahead(device: u64, kb: u32) {
+    set_device(device, "read_ahead_kb", kb.into());
 }
 
-/// Sets how much of written data the kernel may keep for the mount that `at` is in: whoever writes more has to wait. A
-/// failure only costs speed.
-pub fn limit_writeback(at: &Path, mib: u32) {
-    set_device(at, "max_bytes", u64::from(mib) << 20);
+/// Sets how much of written data the kernel may keep for a mount's device: whoever writes more has to wait. A failure
+/// only costs speed.
+pub fn limit_writeback(device: u64, mib: u32) {
+    set_device(device, "max_bytes", u64::from(mib) << 20);
 }
 
 /// Sets something of a mount's backing device.
-fn set_device(at: &Path, name: &str, value: u64) {
-    let Ok(stat) = nix::sys::stat::stat(at) else {
-        return;
-    };
-    let (major, minor) = (
-        nix::sys::stat::major(stat.st_dev),
-        nix::sys::stat::minor(stat.st_dev),
-    );
+fn set_device(device: u64, name: &str, value: u64) {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let path = format!("/sys/class/bdi/{major}:{minor}/{name}");
     if let Err(e) = std::fs::write(&path, value.to_string()) {
         tracing::debug!(path, error = %e, "stays as it is");

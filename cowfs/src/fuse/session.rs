@@ -166,9 +166,11 @@ impl Session {
                 break;
             }
         }
-        set_readahead(&self.target, self.options.readahead_kb);
-        if self.options.writeback_mib > 0 {
-            limit_writeback(&self.target, self.options.writeback_mib);
+        if let Ok(stat) = nix::sys::stat::stat(&self.target) {
+            set_readahead(stat.st_dev, self.options.readahead_kb);
+            if self.options.writeback_mib > 0 {
+                limit_writeback(stat.st_dev, self.options.writeback_mib);
+            }
         }
         fs.ready(&negotiated);
         let mut crew = shared.crew();

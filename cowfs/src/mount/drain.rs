@@ -238,6 +238,7 @@ impl MountFs {
         // First, so that a filesystem that was mounted over ours is not synced but noticed.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let barrier = File::from(openat(&dir, name.as_str(), flags, Mode::empty())?);
+        self.asker.know_device(&barrier);
         // An error is that of any page since the last call, also of a view that is closed: ours are counted.
         let _ = crate::fuse::syncfs(&dir);
         // Without read-ahead the kernel never passes the read over and sends it past the queue, however long that is.

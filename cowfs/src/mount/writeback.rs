@@ -2,9 +2,10 @@
 //! seconds, and files that are written all the time are brought one by one.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub(super) struct Asker {
     thread: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
     /// What the kernel may keep, MiB.
     limit_mib: AtomicU32,
+    /// The mount's device, once it is known for certain: something else may be mounted over the mount.
+    device: OnceLock<u64>,
     /// How many pages had come when it asked last.
     came: AtomicU64,
 }
@@ -47,6 +50,22 @@ impl Asker {
         Ok(())
     }
 
+    /// A file of the mount.
+    pub fn know_device(&self, file: &File) {
+        if self.device.get().is_none()
+            && let Ok(m) = file.metadata()
+        {
+            // Nobody knows better.
+            let _ = self.device.set(m.dev());
+        }
+    }
+
+    fn limit(&self, mib: u32) {
+        if let Some(device) = self.device.get() {
+            fuse::limit_writeback(*device, mib);
+        }
+    }
+
     /// Ends it.
     pub fn stop(&self) {
         if let Some((stop, thread)) = lock(&self.thread).take() {
@@ -63,8 +82,8 @@ pub(super) struct SlowedDown<'a>(&'a MountFs);
 
 impl Drop for SlowedDown<'_> {
     fn drop(&mut self) {
-        let limit = self.0.asker.limit_mib.load(Ordering::Relaxed);
-        fuse::limit_writeback(&self.0.mountpoint, limit);
+        let asker = &self.0.asker;
+        asker.limit(asker.limit_mib.load(Ordering::Relaxed));
     }
 }
 
@@ -77,7 +96,7 @@ impl MountFs {
 
     /// Has writers wait, so that what was written before does not have to share the way with what they go on to write.
     pub(super) fn slow_down(&self) -> SlowedDown<'_> {
-        fuse::limit_writeback(&self.mountpoint, SLOW_MIB);
+        self.asker.limit(SLOW_MIB);
         SlowedDown(self)
     }
 
