@@ -160,6 +160,10 @@ impl Service {
             }
             (What::Head(head.clone()), head)
         };
+        // Nothing is written there.
+        if options.read_only {
+            options.writeback_mib = 0;
+        }
         options.source = format!("{}#{shown}", self.dir.display());
         let fs = MountFs::new(
             Arc::clone(&self.store),
@@ -177,7 +181,7 @@ impl Service {
                 return Err(e.into());
             }
         };
-        if let Err(e) = fs.begin_service(session.notifier()) {
+        if let Err(e) = fs.begin_service(session.notifier(), options.writeback_mib) {
             let _ = fuse::unmount(&target, true);
             fs.close();
             return Err(Failure::new(format!("no thread for the mount: {e}")));

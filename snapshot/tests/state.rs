@@ -77,7 +77,7 @@ fn check(user: &str, uid: u32) {
     let stopped = Stopped::one(pid, pid).unwrap();
     let mut driver = Driver::enter(&stopped, &[pid], &mut journal, None).unwrap();
     let foothold = driver
-        .settle(state::scratch_len(planned.threads, planned.timers))
+        .settle(before.scratch_len(planned.threads, planned.timers))
         .unwrap();
     let fds = std::fs::read_dir(proc::path(pid, "fd")).unwrap().count();
     let uffd = userfault::create(pid, pidfd.as_fd(), &mut driver).unwrap();

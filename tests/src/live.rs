@@ -1,4 +1,5 @@
-//! Real mounts by the real binary. These tests need root and /dev/fuse.
+//! Real mounts by the real binary. These tests need root and /dev/fuse. `COWFS_MOUNT_OPTIONS` in the environment, for example
+//! `writeback`, is what they mount with.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -19,6 +20,10 @@ pub fn binary() -> PathBuf {
     path
 }
 
+fn from_environment() -> String {
+    std::env::var("COWFS_MOUNT_OPTIONS").unwrap_or_else(|_| "defaults".into())
+}
+
 /// Runs a shell command as nobody.
 pub fn nobody(script: &str) -> Output {
     let who = ["--reuid=65534", "--regid=65534", "--clear-groups"];
@@ -35,6 +40,8 @@ pub struct Live {
     dir: TempDir,
     /// The store is on a small filesystem of its own.
     small: bool,
+    /// Mount options.
+    options: String,
 }
 
 impl Live {
@@ -44,7 +51,16 @@ impl Live {
             .prefix("cowfs-test-")
             .tempdir_in("/var/tmp")
             .expect("a directory");
-        Self::with(dir, false)
+        Self::with(dir, false, from_environment())
+    }
+
+    /// As [`Live::new`], mounted with these options.
+    pub fn with_options(options: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("cowfs-test-")
+            .tempdir_in("/var/tmp")
+            .expect("a directory");
+        Self::with(dir, false, options.into())
     }
 
     /// As [`Live::new`], the store on an ext4 of so many MiB.
@@ -68,12 +84,16 @@ impl Live {
             .args([&image, &disk])
             .status();
         assert!(mounted.expect("mount").success());
-        Self::with(dir, true)
+        Self::with(dir, true, from_environment())
     }
 
-    fn with(dir: TempDir, small: bool) -> Self {
+    fn with(dir: TempDir, small: bool, options: String) -> Self {
         std::fs::create_dir(dir.path().join("mnt")).expect("a mount point");
-        let live = Self { dir, small };
+        let live = Self {
+            dir,
+            small,
+            options,
+        };
         live.run(&["init", live.store().to_str().expect("a name")]);
         live.mount(&[]);
         live
@@ -125,12 +145,17 @@ impl Live {
     /// Mounts the head again.
     pub fn mount(&self, env: &[(&str, &str)]) {
         let (store, mnt) = (self.store().display().to_string(), self.mnt());
-        let out = self.try_run(&["mount", &store, &mnt], env);
+        let out = self.try_run(&["mount", "-o", &self.options, &store, &mnt], env);
         assert!(
             out.status.success(),
             "mount: {}",
             String::from_utf8_lossy(&out.stderr)
         );
+    }
+
+    /// True if the kernel keeps what is written for a while.
+    pub fn writes_back(&self) -> bool {
+        self.options.contains("writeback")
     }
 
     /// The daemon's process.

@@ -428,3 +428,45 @@ fn copies_across_a_rollback_and_within_a_file() {
     drop((open, copy));
     l.check();
 }
+
+#[test]
+fn large_reads_of_pieces_holes_and_ends_are_right() {
+    let l = Live::new();
+    let mut want: Vec<u8> = (0..9_000_001_u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let f = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(l.at("file"))
+        .expect("room");
+    f.write_all_at(&want, 0).expect("room");
+    // Pieces at odd places, in one part many small ones, and holes.
+    let mut put = |at: usize, len: usize, byte: u8| {
+        f.write_all_at(&vec![byte; len], at as u64).expect("room");
+        want[at..at + len].fill(byte);
+    };
+    put(1_000_001, 100_001, 1);
+    put(1_600_000, 600_000, 2);
+    for i in 0..50_u8 {
+        put(3_000_000 + usize::from(i) * 9_001, 4_097, i);
+    }
+    let hole = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    nix::fcntl::fallocate(&f, hole, 5_000_000, 300_000).expect("a hole");
+    want[5_000_000..5_300_000].fill(0);
+    f.sync_all().expect("it syncs");
+    drop(f);
+    for _ in 0..2 {
+        fs::write("/proc/sys/vm/drop_caches", "3").expect("root");
+        assert!(fs::read(l.at("file")).expect("there") == want);
+        let f = File::open(l.at("file")).expect("there");
+        for at in [0, 4096, 999_999, 4_900_000, 8_500_000] {
+            let mut part = vec![0; 700_000.min(want.len() - at)];
+            f.read_exact_at(&mut part, at as u64).expect("it reads");
+            assert!(part == want[at..at + part.len()], "at {at}");
+        }
+    }
+    l.check();
+}

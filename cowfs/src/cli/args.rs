@@ -47,7 +47,9 @@ pub enum Command {
         /// Stay in the foreground
         #[arg(long)]
         foreground: bool,
-        /// Mount options: ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=N, readahead_kb=N, spin_us=N
+        /// Mount options: ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=N, readahead_kb=N, spin_us=N,
+        /// writeback[=MIB] (the kernel keeps up to 256 MiB, or so many, of what is written to open files: small writes cost
+        /// little, and a checkpoint has to bring them)
         #[arg(short, long, value_delimiter = ',')]
         options: Vec<String>,
     },

@@ -25,6 +25,8 @@ pub struct Change {
     pub ctime: Option<Time>,
     /// The kernel asks to clear set-id bits with a truncation by an unprivileged caller (FATTR_KILL_SUIDGID).
     pub kill_suidgid: bool,
+    /// The kernel keeps the times of files: none changes by itself.
+    pub kernel_times: bool,
 }
 
 /// Clears set-user-id, and set-group-id where the group may execute, of a file (as the kernel's `setattr_should_drop_suidgid`).
@@ -87,6 +89,7 @@ pub fn set<K: Kv + ?Sized>(
     ctx: &Ctx,
 ) -> Result<Inode, FsError> {
     let mut inode = inode::load(kv, ino)?;
+    let told_only = change.kernel_times && inode.is_file();
     if let Some(size) = change.size {
         if inode.is_dir() {
             return fail(libc::EISDIR);
@@ -101,7 +104,9 @@ pub fn set<K: Kv + ?Sized>(
         if change.kill_suidgid {
             kill_suidgid(&mut inode);
         }
-        inode.mtime = ctx.now;
+        if !told_only {
+            inode.mtime = ctx.now;
+        }
     }
     if let Some(mode) = change.mode {
         inode.mode = inode.mode & libc::S_IFMT | mode & 0o7777;
@@ -125,7 +130,8 @@ pub fn set<K: Kv + ?Sized>(
     if let Some(t) = change.mtime {
         inode.mtime = pick(t);
     }
-    inode.ctime = change.ctime.unwrap_or(ctx.now);
+    let by_itself = if told_only { inode.ctime } else { ctx.now };
+    inode.ctime = change.ctime.unwrap_or(by_itself);
     inode::save(kv, ino, &inode)?;
     Ok(inode)
 }

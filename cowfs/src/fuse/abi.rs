@@ -15,6 +15,7 @@ pub const BIG_WRITES: u64 = 1 << 5;
 pub const DONT_MASK: u64 = 1 << 6;
 pub const DO_READDIRPLUS: u64 = 1 << 13;
 pub const ASYNC_DIO: u64 = 1 << 15;
+pub const WRITEBACK_CACHE: u64 = 1 << 16;
 pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
 pub const PARALLEL_DIROPS: u64 = 1 << 18;
 pub const POSIX_ACL: u64 = 1 << 20;

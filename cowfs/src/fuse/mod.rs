@@ -7,16 +7,18 @@ mod notify;
 mod reply;
 mod request;
 mod session;
+mod splice;
 mod sys;
 
 use std::sync::Arc;
 
-pub use mount::{MountOptions, unmount};
+pub use mount::{MountOptions, limit_writeback, unmount};
 pub use notify::Notifier;
 pub use reply::{Attr, DirBuf, Entry, Reply, Statfs};
 pub use request::{Create, Op, Request, SetTime, Setattr};
 pub use session::{CONGESTION, Session, mount, step_aside};
-pub use sys::syncfs;
+pub use splice::Piece;
+pub use sys::{open_node, syncfs};
 
 /// An errno that a request is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,11 @@ pub struct Negotiated {
 }
 
 impl Negotiated {
+    /// True if the kernel keeps what is written, with sizes and times of files (FUSE_WRITEBACK_CACHE).
+    pub fn has_writeback(&self) -> bool {
+        self.flags & abi::WRITEBACK_CACHE != 0
+    }
+
     /// True if all names can be made stale at once (FUSE_NOTIFY_INC_EPOCH, Linux 6.16).
     pub fn has_epoch(&self) -> bool {
         self.minor >= 44
@@ -78,7 +85,7 @@ pub mod open {
 
 /// FUSE_WRITE_KILL_SUIDGID: clear set-id bits.
 pub const WRITE_KILL_SUIDGID: u32 = 4;
-/// FUSE_WRITE_CACHE: written back from a memory map, on nobody's behalf.
+/// FUSE_WRITE_CACHE: written back from the page cache (a memory map, or anything with a writeback cache), on nobody's behalf.
 pub const WRITE_CACHE: u32 = 1;
 /// FUSE_SETXATTR_ACL_KILL_SGID.
 pub const SETXATTR_KILL_SGID: u32 = 1;

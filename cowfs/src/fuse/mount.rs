@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 
-use super::{FuseError, sys};
+use super::{FuseError, splice, sys};
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub struct MountOptions {
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
+    /// The kernel keeps what is written, so many MiB of it at most, and brings it later; 0: it does not.
+    pub writeback_mib: u32,
     /// Largest read or write, bytes.
     pub max_io: u32,
     /// The kernel's read-ahead, KiB.
@@ -45,6 +47,7 @@ impl Default for MountOptions {
             nosuid: false,
             nodev: false,
             noexec: false,
+            writeback_mib: 0,
             max_io: 1 << 20,
             readahead_kb: 1024,
             threads: 4,
@@ -61,8 +64,9 @@ pub(super) fn mount_device(target: &Path, o: &MountOptions) -> Result<File, Fuse
         .open("/dev/fuse")
         .map_err(FuseError::Device)?;
     let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
-        dev.as_raw_fd()
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={}",
+        dev.as_raw_fd(),
+        splice::READ_MAX
     );
     let mut flags = MsFlags::empty();
     for (on, flag) in [
@@ -84,17 +88,23 @@ pub(super) fn mount_device(target: &Path, o: &MountOptions) -> Result<File, Fuse
     Ok(dev)
 }
 
-/// The read-ahead of a mount is its backing device's; a failure only costs speed.
-pub(super) fn set_readahead(target: &Path, kb: u32) {
-    if let Ok(stat) = nix::sys::stat::stat(target) {
-        let (major, minor) = (
-            nix::sys::stat::major(stat.st_dev),
-            nix::sys::stat::minor(stat.st_dev),
-        );
-        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        if let Err(e) = std::fs::write(&path, kb.to_string()) {
-            tracing::debug!(path, error = %e, "read-ahead stays as it is");
-        }
+/// Sets the read-ahead of a mount's device; a failure only costs speed.
+pub(super) fn set_readahead(device: u64, kb: u32) {
+    set_device(device, "read_ahead_kb", kb.into());
+}
+
+/// Sets how much of written data the kernel may keep for a mount's device: whoever writes more has to wait. A failure
+/// only costs speed.
+pub fn limit_writeback(device: u64, mib: u32) {
+    set_device(device, "max_bytes", u64::from(mib) << 20);
+}
+
+/// Sets something of a mount's backing device.
+fn set_device(device: u64, name: &str, value: u64) {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let path = format!("/sys/class/bdi/{major}:{minor}/{name}");
+    if let Err(e) = std::fs::write(&path, value.to_string()) {
+        tracing::debug!(path, error = %e, "stays as it is");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::abi::OUT_HEADER;
+use super::splice::{Piece, Way};
 
 /// Attributes of a node.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,6 +41,15 @@ pub struct Entry {
     pub attr_valid: Duration,
 }
 
+/// The header of a message of `len` bytes in all.
+fn header(len: usize, error: i32, unique: u64) -> [u8; OUT_HEADER] {
+    let mut h = [0; OUT_HEADER];
+    h[..4].copy_from_slice(&u32::try_from(len).unwrap_or(0).to_le_bytes());
+    h[4..8].copy_from_slice(&(-error).to_le_bytes());
+    h[8..].copy_from_slice(&unique.to_le_bytes());
+    h
+}
+
 /// What statfs(2) tells.
 #[derive(Debug, Clone, Copy, Default)]
 #[allow(missing_docs, reason = "as in statvfs(3), in 4 KiB blocks")]
@@ -55,6 +65,13 @@ pub struct Statfs {
 #[derive(Debug)]
 pub struct Reply {
     buf: Vec<u8>,
+    /// Data with room for a header, as long as the longest so far.
+    data: Vec<u8>,
+    /// Bytes of data; if there are any, they are the reply.
+    data_len: Option<usize>,
+    way: Option<Way>,
+    unique: u64,
+    sent: bool,
 }
 
 impl Reply {
@@ -62,17 +79,62 @@ impl Reply {
     pub fn new(capacity: usize) -> Self {
         let mut buf = Vec::with_capacity(capacity + OUT_HEADER);
         buf.resize(OUT_HEADER, 0);
-        Self { buf }
+        Self {
+            buf,
+            data: Vec::new(),
+            data_len: None,
+            way: None,
+            unique: 0,
+            sent: false,
+        }
+    }
+
+    /// Replies that can be sent from files, see [`Reply::send_from`].
+    pub(super) fn set_way(&mut self, way: Way) {
+        self.way = Some(way);
+    }
+
+    /// Begins the reply to a request.
+    pub(super) fn begin(&mut self, unique: u64) {
+        self.clear();
+        self.unique = unique;
+        self.sent = false;
+    }
+
+    /// True if the request has been answered.
+    pub(super) fn was_sent(&self) -> bool {
+        self.sent
+    }
+
+    /// Answers at once with these pieces of files. False if it cannot: then the reply is made and sent as usual.
+    pub fn send_from(&mut self, pieces: &[Piece<'_>]) -> bool {
+        let Some(way) = self.way.as_mut().filter(|w| w.is_of_use()) else {
+            return false;
+        };
+        let len: usize = pieces.iter().map(|p| p.len).sum();
+        let header = header(OUT_HEADER + len, 0, self.unique);
+        self.sent = match way.send(&header, pieces) {
+            Ok(()) => true,
+            Err(e) => {
+                tracing::debug!(error = %e, "a reply could not be spliced");
+                false
+            }
+        };
+        self.sent
     }
 
     /// What has been put in so far.
     pub fn payload(&self) -> &[u8] {
-        &self.buf[OUT_HEADER..]
+        match self.data_len {
+            Some(len) => &self.data[OUT_HEADER..OUT_HEADER + len],
+            None => &self.buf[OUT_HEADER..],
+        }
     }
 
     /// Takes everything out.
     pub fn clear(&mut self) {
         self.buf.truncate(OUT_HEADER);
+        self.data_len = None;
     }
 
     /// The whole message, with its header filled in.
@@ -80,11 +142,13 @@ impl Reply {
         if error != 0 {
             self.clear();
         }
-        let len = u32::try_from(self.buf.len()).unwrap_or(0);
-        self.buf[..4].copy_from_slice(&len.to_le_bytes());
-        self.buf[4..8].copy_from_slice(&(-error).to_le_bytes());
-        self.buf[8..16].copy_from_slice(&unique.to_le_bytes());
-        &self.buf
+        let message = match self.data_len {
+            Some(len) => &mut self.data[..OUT_HEADER + len],
+            None => &mut self.buf[..],
+        };
+        let len = message.len();
+        message[..OUT_HEADER].copy_from_slice(&header(len, error, unique));
+        message
     }
 
     fn u32(&mut self, v: u32) {
@@ -173,14 +237,16 @@ impl Reply {
         self.buf.extend_from_slice(b);
     }
 
-    /// Room for `len` bytes of data, to be filled; see [`Reply::set_len`].
+    /// Room for `len` bytes of data, which are the whole reply; the caller fills all of it, as an earlier reply's are in it.
     pub fn data_buf(&mut self, len: usize) -> &mut [u8] {
-        // What an earlier reply left is overwritten or cut off; only growth costs.
-        self.buf.resize(OUT_HEADER + len, 0);
-        &mut self.buf[OUT_HEADER..]
+        if self.data.len() < OUT_HEADER + len {
+            self.data.resize(OUT_HEADER + len, 0);
+        }
+        self.data_len = Some(len);
+        &mut self.data[OUT_HEADER..OUT_HEADER + len]
     }
 
-    /// Cuts the data to its first `len` bytes.
+    /// Cuts what was put in to its first `len` bytes.
     pub fn set_len(&mut self, len: usize) {
         self.buf.truncate(OUT_HEADER + len);
     }

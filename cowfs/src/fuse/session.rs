@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::mount::{mount_device, set_readahead};
+use super::mount::{limit_writeback, mount_device, set_readahead};
 use super::request::{Op, Request};
+use super::splice::Way;
 use super::{
     Errno, FuseError, MountOptions, Negotiated, Notifier, Reply, SharedFs, abi, request, sys,
 };
@@ -45,8 +46,8 @@ pub fn mount(target: &Path, options: &MountOptions) -> Result<Session, FuseError
     })
 }
 
-/// The flags that are asked for, if the kernel has them. No writeback cache: a write(2) that returned is in the next
-/// checkpoint. No lock flags: the kernel keeps locks by itself. No atomic O_TRUNC: there are no OPEN requests.
+/// The flags that are asked for, if the kernel has them. The writeback cache only if it is wanted: see `mount/drain.rs`. No
+/// lock flags: the kernel keeps locks by itself. No atomic O_TRUNC: there are no OPEN requests.
 const WANTED: u64 = abi::ASYNC_READ
     | abi::BIG_WRITES
     | abi::DONT_MASK
@@ -68,6 +69,10 @@ const WANTED: u64 = abi::ASYNC_READ
 const MAX_BACKGROUND: u16 = 256;
 /// From so many on the kernel passes over what need not be written now.
 pub const CONGESTION: u16 = 192;
+/// The same with a writeback cache: the limit on its size keeps the queue short.
+const CONGESTION_WRITEBACK: u16 = u16::MAX;
+/// Room for replies other than data: a listing.
+const REPLY_ROOM: usize = 64 << 10;
 /// Threads at most. Beyond that slow requests keep the lead.
 const MAX_THREADS: usize = 64;
 /// The leader looks for requests at least as long as slow ones (mostly fsync) are at work, but no longer than this.
@@ -161,8 +166,12 @@ impl Session {
                 break;
             }
         }
-        let (target, kb) = (self.target.clone(), self.options.readahead_kb);
-        set_readahead(&target, kb);
+        if let Ok(stat) = nix::sys::stat::stat(&self.target) {
+            set_readahead(stat.st_dev, self.options.readahead_kb);
+            if self.options.writeback_mib > 0 {
+                limit_writeback(stat.st_dev, self.options.writeback_mib);
+            }
+        }
         fs.ready(&negotiated);
         let mut crew = shared.crew();
         while crew.threads > 0 {
@@ -198,7 +207,12 @@ impl Session {
                 self.send_error(req.unique, libc::EPROTO)?;
                 return Err(FuseError::TooOld { major, minor });
             }
-            let granted = flags & WANTED;
+            let cache = if self.options.writeback_mib > 0 {
+                abi::WRITEBACK_CACHE
+            } else {
+                0
+            };
+            let granted = flags & (WANTED | cache);
             let mut out = Vec::with_capacity(80);
             out.extend_from_slice(&80u32.to_le_bytes());
             out.extend_from_slice(&0i32.to_le_bytes());
@@ -209,7 +223,12 @@ impl Session {
             for v in [abi::MAJOR, minor.min(abi::MINOR), ahead, low] {
                 out.extend_from_slice(&v.to_le_bytes());
             }
-            for v in [MAX_BACKGROUND, CONGESTION] {
+            let congestion = if granted & abi::WRITEBACK_CACHE == 0 {
+                CONGESTION
+            } else {
+                CONGESTION_WRITEBACK
+            };
+            for v in [MAX_BACKGROUND, congestion] {
                 out.extend_from_slice(&v.to_le_bytes());
             }
             for v in [self.options.max_io, 1] {
@@ -341,7 +360,7 @@ impl Shared {
             Op::Interrupt => return Ok(()),
             _ => false,
         };
-        reply.clear();
+        reply.begin(req.unique);
         let mark = self.fs.arrived(req);
         let handled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             if forgets {
@@ -358,7 +377,7 @@ impl Shared {
                 libc::EIO
             }
         };
-        let sent = if forgets {
+        let sent = if forgets || reply.was_sent() {
             Ok(())
         } else {
             self.send(reply.finish(req.unique, errno))
@@ -406,7 +425,8 @@ impl Drop for Ends<'_> {
 
 fn work(shared: &Arc<Shared>) -> std::io::Result<()> {
     let mut buf = vec![0; shared.max_io as usize + 8192];
-    let mut reply = Reply::new(shared.max_io as usize);
+    let mut reply = Reply::new(REPLY_ROOM);
+    reply.set_way(Way::new(Arc::clone(&shared.dev)));
     // What follows a request follows soon; before the first there may be a long wait.
     let mut look = false;
     loop {

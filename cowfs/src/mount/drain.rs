@@ -1,4 +1,5 @@
-//! Bringing pages that were changed through memory maps to the daemon, so that a checkpoint has them.
+//! Bringing pages that the kernel keeps to the daemon, so that a checkpoint has them: those that were changed through
+//! memory maps, and with the mount option `writeback` all that was written.
 //!
 //! syncfs(2) on a FUSE mount only starts the write-back: the kernel sends the pages as requests of the background kind and
 //! does not wait (SB_I_NO_DATA_INTEGRITY, and before it temporary pages). So the daemon makes a barrier of its own: it reads
@@ -9,11 +10,12 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise};
 use nix::sys::stat::Mode;
+use rustc_hash::FxHashSet;
 
 use super::{MountFs, lock};
 use crate::fuse::{Attr, CONGESTION, Entry, Errno, Op, Reply, Request, WRITE_CACHE};
@@ -25,14 +27,16 @@ const PREFIX: &str = ".cowfs.barrier.";
 /// Rounds at most, for maps that are stored to all the time.
 const ROUNDS: usize = 64;
 
-/// Writes from memory maps that have arrived and are not answered yet, in two groups that are counted in turn.
+/// Writes of pages that have arrived and are not answered yet, in two groups that are counted in turn.
 #[derive(Debug, Default)]
 struct Open {
     turn: usize,
     count: [usize; 2],
+    /// The nodes that they were about, while somebody wants to know.
+    nodes: Option<FxHashSet<u64>>,
 }
 
-/// What is known of writes from memory maps.
+/// What is known of writes of pages.
 #[derive(Debug, Default)]
 pub(super) struct Drain {
     one: Mutex<()>,
@@ -59,6 +63,9 @@ impl Drain {
         self.arrived.fetch_add(1, Ordering::Relaxed);
         let turn = open.turn;
         open.count[turn] += 1;
+        if let Some(nodes) = &mut open.nodes {
+            nodes.insert(req.nodeid);
+        }
         turn + 1
     }
 
@@ -68,6 +75,22 @@ impl Drain {
             lock(&self.open).count[turn & 1] -= 1;
             self.less.notify_all();
         }
+    }
+
+    /// How many have arrived.
+    pub fn count(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+
+    /// Begins to note the nodes, or ends it.
+    fn watch(&self, on: bool) {
+        lock(&self.open).nodes = on.then(FxHashSet::default);
+    }
+
+    /// The nodes since then.
+    pub fn written(&self) -> Vec<u64> {
+        let open = lock(&self.open);
+        open.nodes.iter().flatten().copied().collect()
     }
 
     /// Notes that one failed for another reason than a rollback.
@@ -150,7 +173,7 @@ pub(super) fn answer(
 }
 
 impl MountFs {
-    /// Brings pages that were changed through memory maps to the daemon. Costs a few system calls if there are none.
+    /// Brings pages that the kernel keeps to the daemon. Costs a few system calls if there are none.
     ///
     /// # Errors
     /// What the mount says, or the error of a page that could not be taken.
@@ -159,40 +182,67 @@ impl MountFs {
         if self.read_only || self.notifier.get().is_none() {
             return Ok(());
         }
+        let _still = self.still();
+        self.drain.failed.store(0, Ordering::Relaxed);
+        self.drain.watch(self.has_writeback());
+        let done = self.rounds();
+        self.drain.watch(false);
+        done?;
+        match self.drain.failed.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            e => Err(io::Error::from_raw_os_error(e)),
+        }
+    }
+
+    /// Keeps everybody else from asking the kernel for pages, and with that from using the mount point.
+    pub fn still(&self) -> MutexGuard<'_, ()> {
+        lock(&self.drain.one)
+    }
+
+    fn rounds(&self) -> io::Result<()> {
         let drain = &self.drain;
-        let _one = lock(&drain.one);
-        drain.failed.store(0, Ordering::Relaxed);
+        let mut brought = FxHashSet::default();
+        let mut slowed = self.is_written_much().then(|| self.slow_down());
         for round in 0..ROUNDS {
             // Pages that are under write-back now would be passed over, though they may be dirty again.
             drain.settle();
-            let before = drain.arrived.load(Ordering::Relaxed);
-            self.round()?;
+            let before = drain.count();
+            let mut barrier = self.start_round()?;
+            barrier.read_exact(&mut [0; 1])?;
             drain.settle();
-            let came = drain.arrived.load(Ordering::Relaxed) - before;
-            if came == 0 || round > 0 && came < u64::from(CONGESTION) {
-                return match drain.failed.load(Ordering::Relaxed) {
-                    0 => Ok(()),
-                    e => Err(io::Error::from_raw_os_error(e)),
-                };
+            let came = drain.count() - before;
+            let few = came < u64::from(CONGESTION);
+            let over = match round {
+                _ if came == 0 => true,
+                0 => false,
+                _ if self.has_writeback() => self.bring_nodes(&mut brought).unwrap_or(few),
+                _ => few,
+            };
+            if over {
+                return Ok(());
+            }
+            if self.has_writeback() && !few && slowed.is_none() {
+                slowed = Some(self.slow_down());
             }
         }
         Err(io::Error::other(
-            "programs store to memory maps faster than that can be saved; try again",
+            "programs write faster than that can be saved; try again",
         ))
     }
 
-    /// Starts the write-back of all dirty pages, and returns when all of that has arrived.
-    fn round(&self) -> io::Result<()> {
+    /// Starts the write-back of all dirty pages. What is read from the file that is returned comes after them.
+    pub(super) fn start_round(&self) -> io::Result<File> {
         let n = self.drain.serial.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}.{n}", self.drain.secret()?);
         let dir = File::open(&self.mountpoint)?;
         // First, so that a filesystem that was mounted over ours is not synced but noticed.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let barrier = File::from(openat(&dir, name.as_str(), flags, Mode::empty())?);
+        self.asker.know_device(&barrier);
         // An error is that of any page since the last call, also of a view that is closed: ours are counted.
         let _ = crate::fuse::syncfs(&dir);
         // Without read-ahead the kernel never passes the read over and sends it past the queue, however long that is.
         posix_fadvise(&barrier, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
-        (&barrier).read_exact(&mut [0; 1])
+        Ok(barrier)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::listing::Want;
 use super::view::View;
-use super::{MountFs, attr_of, ctx, drain, lock};
+use super::{MountFs, attr_of, drain, lock};
 use crate::fs::attr::{Change, SetTime as FsTime};
 use crate::fs::node::{New, Unlinked};
 use crate::fs::rename::Ends;
@@ -70,7 +70,7 @@ fn time(t: SetTime) -> FsTime {
 impl MountFs {
     fn dispatch(&self, req: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
         let n = req.nodeid;
-        let c = || ctx(req);
+        let c = || self.ctx(req);
         match req.op {
             Op::Lookup { name } => self.lookup(n, name, reply),
             Op::Getattr => {
@@ -278,20 +278,21 @@ impl MountFs {
     }
 
     /// lseek(2) with SEEK_DATA or SEEK_HOLE. What looks like a hole may have been stored to through a memory map: before
-    /// it is told, the kernel brings such pages.
+    /// it is told, the kernel brings such pages. With a writeback cache there may also be more behind the end.
     fn seek(&self, nodeid: u64, offset: u64, whence: i32) -> Result<u64, Errno> {
         let hole = match whence {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
             _ => return Err(Errno(libc::EINVAL)),
         };
+        // Where it is, and the size; the search may begin behind the end of what has come.
         let find = |from: u64, hole: bool| {
             self.read(nodeid, |t, _, ino| {
                 let i = inode::load(t, ino)?;
                 match data::seek(t, ino, i.size, from, hole) {
                     Ok(at) => Ok((at, i.size)),
                     // Nothing but a hole up to the end.
-                    Err(FsError::Errno(libc::ENXIO)) if from < i.size => Ok((i.size, i.size)),
+                    Err(FsError::Errno(libc::ENXIO)) => Ok((i.size.max(from), i.size)),
                     Err(e) => Err(e),
                 }
             })
@@ -303,21 +304,30 @@ impl MountFs {
         } else {
             at
         };
-        if begin < end
+        let open_end = self.has_writeback() && end >= size;
+        if (begin < end.min(size) || open_end)
             && let Some(n) = self.notifier.get()
         {
             // Each waits for a write that another thread has to take. When many wait already, everything is data: that is
             // always allowed, and only costs the caller time.
             let Some(_few) = Few::enter(&self.seeking) else {
-                return Ok(if hole { size } else { offset });
+                return match hole {
+                    false => Ok(offset),
+                    true if open_end => Err(Errno(libc::EAGAIN)),
+                    true => Ok(size),
+                };
             };
             step_aside();
-            let len = i64::try_from(end - begin).unwrap_or(0);
+            let len = if open_end { 0 } else { end - begin };
+            let len = i64::try_from(len).unwrap_or(0);
             let from = i64::try_from(begin).map_err(|_| Errno(libc::EINVAL))?;
             if let Err(e) = n.inval_inode(nodeid, from, len) {
                 tracing::debug!(error = %e, "mapped pages in a hole could not be asked for");
             }
             (at, size) = find(offset, hole)?;
+        }
+        if offset >= size {
+            return Err(Errno(libc::ENXIO));
         }
         if !hole && at >= size {
             return Err(Errno(libc::ENXIO));
@@ -335,6 +345,7 @@ impl MountFs {
             mtime: s.mtime.map(time),
             ctime: s.ctime,
             kill_suidgid: s.kill_suidgid,
+            kernel_times: self.has_writeback(),
         };
         let (_, ino) = self.node(nodeid)?;
         let _stripe = s.size.map(|_| self.stripe(ino));
@@ -399,7 +410,7 @@ impl MountFs {
             let (ino, i) = node::create(t, dir_ino, c.name, &new, ctx)?;
             Ok(Self::give(view, ino, &i))
         })?;
-        reply.created(&e, 0, open_flags(c.flags));
+        reply.created(&e, 0, self.open_flags(c.flags));
         Ok(())
     }
 
@@ -421,7 +432,7 @@ impl MountFs {
             lock(&self.orphans).insert(ino);
             Ok(Self::give(view, ino, &i))
         })?;
-        reply.created(&e, 0, open_flags(c.flags));
+        reply.created(&e, 0, self.open_flags(c.flags));
         Ok(())
     }
 
@@ -487,6 +498,17 @@ impl MountFs {
         Ok(())
     }
 
+    /// A file that is made to be written only bypasses the page cache: its bytes go to the daemon with one copy less. Not
+    /// where the kernel keeps the times of files, as it forgets the time of such a write.
+    fn open_flags(&self, flags: u32) -> u32 {
+        let write_only = flags & libc::O_ACCMODE.cast_unsigned() == libc::O_WRONLY.cast_unsigned();
+        if write_only && !self.has_writeback() {
+            open::DIRECT_IO | open::NOFLUSH
+        } else {
+            open::KEEP_CACHE | open::NOFLUSH
+        }
+    }
+
     fn statfs(&self, reply: &mut Reply) -> Result<(), Errno> {
         let s = self.store.space()?;
         let free = s.avail_bytes / 4096;
@@ -498,15 +520,6 @@ impl MountFs {
             ffree: free,
         });
         Ok(())
-    }
-}
-
-/// A file that is made to be written only bypasses the page cache: its bytes go to the daemon with one copy less.
-fn open_flags(flags: u32) -> u32 {
-    if flags & libc::O_ACCMODE.cast_unsigned() == libc::O_WRONLY.cast_unsigned() {
-        open::DIRECT_IO | open::NOFLUSH
-    } else {
-        open::KEEP_CACHE | open::NOFLUSH
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{MountFs, lock};
 use crate::fs::{self, Ctx, Extent, FsError, attr, data, inode};
-use crate::fuse::{Errno, Reply, WRITE_KILL_SUIDGID, step_aside};
+use crate::fuse::{Errno, Piece, Reply, WRITE_KILL_SUIDGID, step_aside};
 use crate::store::StoreError;
 use crate::store::segments::Place;
 
@@ -16,6 +16,8 @@ const ROOM_MAX: u64 = 4 << 20;
 const TAILS_MAX: usize = 4096;
 /// Reads and writes from this size on let another thread wait for requests meanwhile.
 const SLOW_IO: usize = 128 << 10;
+/// Reads from this size on, in pieces of this size in the mean, are answered from the segments' pages.
+const SPLICE_MIN: u64 = 64 << 10;
 /// Extents that one copy_file_range(2) shares at most; the caller goes on with the next.
 const SHARE_MAX: usize = 1024;
 
@@ -69,11 +71,49 @@ impl MountFs {
             let found = data::list(t, ino, offset, offset.saturating_add(len), usize::MAX)?;
             Ok((std::sync::Arc::clone(view), ino, i, len, found))
         })?;
-        let buf = reply.data_buf(usize::try_from(len).unwrap_or(0));
-        self.fill(offset, buf, &found)?;
+        if len < SPLICE_MIN || !self.splice(offset, len, &found, reply)? {
+            let buf = reply.data_buf(usize::try_from(len).unwrap_or(0));
+            self.fill(offset, buf, &found)?;
+        }
         drop(gate);
         self.touch(&view, ino, &inode, fs::now());
         Ok(())
+    }
+
+    /// Answers a read of a range without holes from the segments themselves; false if it cannot. The gate is held until
+    /// the kernel has the bytes.
+    fn splice(
+        &self,
+        offset: u64,
+        len: u64,
+        found: &[data::Mapped],
+        reply: &mut Reply,
+    ) -> Result<bool, FsError> {
+        if found.len() as u64 > len / SPLICE_MIN {
+            return Ok(false);
+        }
+        let (mut files, mut places) = (Vec::new(), Vec::new());
+        let mut done = offset;
+        for m in found {
+            let to = m.end().min(offset + len);
+            if m.at > done || to <= done {
+                return Ok(false);
+            }
+            files.push(self.store.segments.file(m.extent.seg)?);
+            places.push((m.extent.off + (done - m.at), to - done));
+            done = to;
+        }
+        if done != offset + len {
+            return Ok(false);
+        }
+        let mut pieces = Vec::with_capacity(files.len());
+        for (file, (offset, len)) in files.iter().zip(places) {
+            let (Some(file), Ok(len)) = (file.host(), usize::try_from(len)) else {
+                return Ok(false);
+            };
+            pieces.push(Piece { file, offset, len });
+        }
+        Ok(reply.send_from(&pieces))
     }
 
     fn gate_read(&self) -> std::sync::RwLockReadGuard<'_, ()> {
@@ -207,8 +247,7 @@ impl MountFs {
             if write_flags & WRITE_KILL_SUIDGID != 0 {
                 attr::kill_suidgid(&mut i);
             }
-            i.mtime = ctx.now;
-            i.ctime = ctx.now;
+            self.stamp(&mut i, ctx.now);
             inode::save(t, ino, &i)?;
             t.note_data(place.segment, place.offset, plen);
             Ok(())
@@ -308,6 +347,10 @@ impl MountFs {
                 return fs::fail(libc::EINVAL);
             }
             let mut n = len.min(i.size.saturating_sub(src.1));
+            if n < len && self.has_writeback() {
+                // The kernel knows more of the file than has come: it asks for no more than there is. Then it copies.
+                return fs::fail(libc::EXDEV);
+            }
             let found = data::list(t, ino, src.1, src.1.saturating_add(n), SHARE_MAX)?;
             if found.len() == SHARE_MAX
                 && let Some(last) = found.last()
@@ -330,8 +373,7 @@ impl MountFs {
             data::share(t, (ino, src.1), (out, dst.1), n, &mut o)?;
             // The kernel has asked for set-id bits to be cleared before, if the caller may not keep them.
             attr::drop_capability(t, out, &mut o)?;
-            o.mtime = ctx.now;
-            o.ctime = ctx.now;
+            self.stamp(&mut o, ctx.now);
             inode::save(t, out, &o)?;
             u32::try_from(n).map_err(|_| FsError::Errno(libc::EINVAL))
         })
@@ -379,8 +421,7 @@ impl MountFs {
                 i.size = i.size.max(end);
             }
             attr::drop_capability(t, ino, &mut i)?;
-            i.mtime = ctx.now;
-            i.ctime = ctx.now;
+            self.stamp(&mut i, ctx.now);
             inode::save(t, ino, &i)
         })
     }

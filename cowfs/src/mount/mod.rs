@@ -12,6 +12,7 @@ mod listing;
 mod reap;
 mod switch;
 mod view;
+mod writeback;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,6 +29,7 @@ use io::Tail;
 use reap::Reaper;
 pub use switch::{RolledBack, Undo};
 use view::{View, Views};
+use writeback::Asker;
 
 /// What a mount shows.
 #[derive(Debug, Clone)]
@@ -57,6 +59,7 @@ pub struct MountFs {
     /// Searches for holes that wait for the kernel.
     seeking: AtomicUsize,
     reaper: Reaper,
+    asker: Asker,
     /// One writer an inode.
     stripes: Vec<Mutex<()>>,
     notifier: OnceLock<Notifier>,
@@ -139,6 +142,7 @@ impl MountFs {
             drain: Drain::default(),
             seeking: AtomicUsize::new(0),
             reaper: Reaper::default(),
+            asker: Asker::default(),
             stripes: (0..64).map(|_| Mutex::new(())).collect(),
             notifier: OnceLock::new(),
             negotiated: OnceLock::new(),
@@ -149,6 +153,33 @@ impl MountFs {
             fs.reap_all()?;
         }
         Ok(Arc::new(fs))
+    }
+
+    /// True if the kernel keeps what is written for a while. Then sizes and times of files are what it says.
+    fn has_writeback(&self) -> bool {
+        self.negotiated.get().is_some_and(Negotiated::has_writeback)
+    }
+
+    /// The caller of a request, and when.
+    fn ctx(&self, req: &crate::fuse::Request<'_>) -> Ctx {
+        Ctx {
+            uid: req.uid,
+            gid: req.gid,
+            // Times that the kernel sets itself are those of its ticks; a finer clock would be ahead of them.
+            now: if self.has_writeback() {
+                fs::now_by_ticks()
+            } else {
+                fs::now()
+            },
+        }
+    }
+
+    /// Notes that a file's contents change now, unless the kernel will say so.
+    fn stamp(&self, i: &mut Inode, now: fs::Time) {
+        if !self.has_writeback() {
+            i.mtime = now;
+            i.ctime = now;
+        }
     }
 
     /// Name of the head or checkpoint.
@@ -172,13 +203,17 @@ impl MountFs {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Gives it the way to notify the kernel, and begins its background work.
+    /// Gives it the way to notify the kernel, and begins its background work; `writeback_mib` is how much
+    /// of what is written the kernel shall keep.
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn begin_service(self: &Arc<Self>, n: Notifier) -> std::io::Result<()> {
+    pub fn begin_service(self: &Arc<Self>, n: Notifier, writeback_mib: u32) -> std::io::Result<()> {
         // Set once, by the one that mounts.
         let _ = self.notifier.set(n);
+        if writeback_mib > 0 {
+            self.asker.start(self, writeback_mib)?;
+        }
         self.reaper.start(self)
     }
 
@@ -289,14 +324,5 @@ impl MountFs {
             Ok((v, ino)) if v.id == view.id => Ok(ino),
             _ => Err(FsError::Errno(libc::ESTALE)),
         }
-    }
-}
-
-/// The caller of a request.
-fn ctx(req: &crate::fuse::Request<'_>) -> Ctx {
-    Ctx {
-        uid: req.uid,
-        gid: req.gid,
-        now: fs::now(),
     }
 }

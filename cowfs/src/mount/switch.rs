@@ -183,6 +183,7 @@ impl MountFs {
             self.store.unpin_root(root);
         }
         lock(&self.orphans).clear();
+        self.asker.stop();
         self.reaper.stop();
         if let Err(e) = self.keep_atimes() {
             tracing::warn!(error = e.0, "the last access times were not kept");

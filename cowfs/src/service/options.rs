@@ -4,6 +4,9 @@ use crate::control::Failure;
 use crate::fuse::MountOptions;
 use crate::mount::Atime;
 
+/// What the kernel may keep of written data unless told otherwise, MiB: the price of a checkpoint grows with it.
+const WRITEBACK_MIB: u32 = 256;
+
 /// Reads mount options as behind `-o`.
 pub(super) fn parse_options(list: &[String], o: &mut MountOptions) -> Result<Atime, Failure> {
     let mut atime = Atime::Relative;
@@ -21,6 +24,7 @@ pub(super) fn parse_options(list: &[String], o: &mut MountOptions) -> Result<Ati
                 "nosuid" => o.nosuid = true,
                 "nodev" => o.nodev = true,
                 "noexec" => o.noexec = true,
+                "writeback" => o.writeback_mib = WRITEBACK_MIB,
                 _ => return Err(unknown_option(opt)),
             },
             Some(("threads", n)) => {
@@ -28,6 +32,13 @@ pub(super) fn parse_options(list: &[String], o: &mut MountOptions) -> Result<Ati
                     .parse()
                     .ok()
                     .filter(|n| (1..=64).contains(n))
+                    .ok_or_else(|| unknown_option(opt))?;
+            }
+            Some(("writeback", n)) => {
+                o.writeback_mib = n
+                    .parse()
+                    .ok()
+                    .filter(|n| *n > 0)
                     .ok_or_else(|| unknown_option(opt))?;
             }
             Some(("readahead_kb", n)) => {
@@ -44,7 +55,7 @@ fn unknown_option(opt: &str) -> Failure {
     Failure {
         code: 2,
         message: format!(
-            "mount option {opt:?} is not known; there are ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=1..64, readahead_kb=N, spin_us=N"
+            "mount option {opt:?} is not known; there are ro, noatime, relatime, strictatime, nosuid, nodev, noexec, writeback[=MIB], threads=1..64, readahead_kb=N, spin_us=N"
         ),
     }
 }

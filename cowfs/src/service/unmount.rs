@@ -1,7 +1,7 @@
 //! Unmounting, and what to say when the mount lives on elsewhere.
 
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Service;
@@ -25,13 +25,16 @@ impl Service {
 
     pub(super) fn unmount(&self, mountpoint: &Path, lazy: bool) -> Result<Answer, Failure> {
         let mounts = crate::mount::lock(&self.mounts);
-        let Some(shown) = mounts.get(mountpoint).map(|m| m.shown.clone()) else {
+        let found = mounts.get(mountpoint);
+        let Some((shown, fs)) = found.map(|m| (m.shown.clone(), Arc::clone(&m.fs))) else {
             return Err(Failure::new(format!(
                 "{} is not mounted",
                 mountpoint.display()
             )));
         };
         drop(mounts);
+        // The daemon's own use of the mount must not look like a program's.
+        let still = fs.still();
         fuse::unmount(mountpoint, lazy).map_err(|e| {
             let hint = if e.raw_os_error() == Some(libc::EBUSY) {
                 "; programs use it: stop them, or use --lazy"
@@ -40,6 +43,8 @@ impl Service {
             };
             Failure::new(format!("{}: {e}{hint}", mountpoint.display()))
         })?;
+        drop(still);
+        drop(fs);
         let let_go = lazy || self.wait_until_gone(mountpoint);
         self.store.sync()?;
         if let_go {

@@ -42,6 +42,10 @@ pub struct Space {
 pub trait DiskFile: Send + Sync + Debug {
     /// Fills `buf` from `off`; what lies past the end reads as zeros.
     fn read_at(&self, buf: &mut [u8], off: u64) -> io::Result<()>;
+    /// The host's file, if that is what it is.
+    fn host(&self) -> Option<&fs::File> {
+        None
+    }
     /// Writes all of `buf` at `off`.
     fn write_at(&self, buf: &[u8], off: u64) -> io::Result<()>;
     /// Makes all that was written durable (fdatasync).
@@ -156,6 +160,10 @@ impl DiskFile for HostFile {
             }
         }
         Ok(())
+    }
+
+    fn host(&self) -> Option<&fs::File> {
+        Some(&self.file)
     }
 
     fn write_at(&self, buf: &[u8], off: u64) -> io::Result<()> {

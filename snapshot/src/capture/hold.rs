@@ -50,11 +50,8 @@ pub fn run(stopped: Vec<Stopped>, done: &dyn Fn() -> bool) -> Result<(), Error> 
             }
             Ok(None) => {
                 idle += 1;
-                if idle > 200 {
-                    std::thread::sleep(Duration::from_micros(30))
-                } else {
-                    std::thread::yield_now()
-                }
+                let pause = if idle > 200 { 30 } else { 2 };
+                std::thread::sleep(Duration::from_micros(pause));
             }
             Err(Errno::ECHILD) => break,
             Err(e) => return Err(Error::Ptrace(-1, "waitpid", e)),

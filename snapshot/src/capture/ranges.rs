@@ -16,6 +16,8 @@ const TMPFS: i64 = 0x0102_1994;
 #[derive(Debug, Default)]
 pub struct Objects {
     by_inode: HashMap<(u64, u64), u32>,
+    /// Mappings that were looked at before the stop, by process and everything that names them.
+    known: HashMap<(i32, u64, u64, u64, u64, u64), Backing>,
     /// As the manifest has them.
     pub objects: Vec<SharedObject>,
     /// An open descriptor of each, through which its content is read.
@@ -122,7 +124,10 @@ impl Objects {
             MapKind::Special(s) if s == "[vdso]" => (Backing::Vdso, None),
             MapKind::Special(s) if s == "[vsyscall]" => (Backing::Vsyscall, None),
             MapKind::Special(s) => (Backing::Vvar(s.clone()), None),
-            MapKind::File { path, deleted } => (self.file(pid, map, path, *deleted)?, None),
+            MapKind::File { path, deleted } => match self.known.get(&key(pid, map)) {
+                Some(known) => (known.clone(), None),
+                None => (self.file(pid, map, path, *deleted)?, None),
+            },
         };
         let flag = |f: &str, v: i32| if has(f) { v } else { 0 };
         let advice = [
@@ -175,6 +180,15 @@ impl Objects {
         Some(object)
     }
 
+    /// Looks at a mapping ahead of the stop, so that the stop need not.
+    pub fn look_ahead(&mut self, pid: i32, map: &Map) -> Result<(), Error> {
+        if let MapKind::File { path, deleted } = &map.kind {
+            let backing = self.file(pid, map, path, *deleted)?;
+            self.known.insert(key(pid, map), backing);
+        }
+        Ok(())
+    }
+
     fn file(&mut self, pid: i32, map: &Map, path: &Path, deleted: bool) -> Result<Backing, Error> {
         if let Some(&object) = self.by_inode.get(&(map.dev, map.ino)) {
             return Ok(Backing::Shared {
@@ -221,6 +235,10 @@ impl Objects {
             saved: None,
         })
     }
+}
+
+fn key(pid: i32, map: &Map) -> (i32, u64, u64, u64, u64, u64) {
+    (pid, map.start, map.end, map.dev, map.ino, map.offset)
 }
 
 /// What kind of shared memory it is; `None`: a file of a disk, which keeps its content itself.

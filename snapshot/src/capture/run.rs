@@ -156,6 +156,7 @@ struct Fixed {
 /// Takes a snapshot.
 pub fn snapshot(options: &Options) -> Result<Report, Error> {
     let begin = Instant::now();
+    crate::sys::sched::sharp_timers();
     let mut report = Report {
         method: match options.method {
             Method::Tracked => "tracked",
@@ -166,8 +167,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     let objects = RefCell::new(Objects::default());
     let (planned, mut refusals) = plan::plan(options.pid, options.tree)?;
     for p in &planned {
-        for map in p.maps.iter().filter(|m| m.shared) {
-            objects.borrow_mut().range(p.pid, map, None)?;
+        for map in &p.maps {
+            objects.borrow_mut().look_ahead(p.pid, map)?;
         }
     }
     let shared =
@@ -246,11 +247,13 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         }
         report.stop_us = us(t0.elapsed());
         crate::fault::point("snapshot.stopped");
+        let mut clock = Laps::new();
         let mut again = false;
         let mut maps = Vec::with_capacity(targets.len());
         let t1 = Instant::now();
         for t in &mut targets {
             let now = proc::maps(t.planned.pid)?;
+            clock.lap("maps");
             again |= !t.freeze(&now, attempt >= ATTEMPTS)?;
             maps.push(now);
         }
@@ -266,7 +269,9 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         crate::fault::point("snapshot.marked");
         let t2 = Instant::now();
         let taken = host::now();
+        clock.lap("memory");
         let frozen = capture.freeze()?;
+        clock.lap("open files");
         let mut fixed = Vec::with_capacity(targets.len());
         for ((t, maps), stopped) in targets.iter_mut().zip(&maps).zip(&stopped) {
             fixed.push(t.read(maps, stopped, &objects, options, &pages, parent.as_ref())?);
@@ -372,8 +377,15 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     dir.keep();
     report.total_us = us(begin.elapsed());
     report.durable_us = options.durable.then(|| us(begin.elapsed()));
+    if options.after == After::Killed {
+        // What is killed need not be tidied up.
+        for t in &mut targets {
+            t.foothold = None;
+        }
+    }
     finish_target(options.after, kept, &targets, silenced)?;
-    for t in &targets {
+    for mut t in targets {
+        t.tidy_up();
         t.journal.remove();
     }
     guardian.end();
@@ -477,7 +489,10 @@ impl Target {
         let begin = Instant::now();
         let stopped = Stopped::one(pid, pid)?;
         let mut driver = Driver::enter(&stopped, &[pid], &mut self.journal, None)?;
-        let scratch = state::scratch_len(self.planned.threads + 64, self.planned.timers + 16);
+        let Some(before) = &self.planned.before else {
+            return Err(crate::target::Error::Ended(pid).into());
+        };
+        let scratch = before.scratch_len(self.planned.threads + 64, self.planned.timers + 16);
         self.foothold = Some(driver.settle(scratch)?);
         let uffd = match options.method {
             Method::Tracked => Some(userfault::create(pid, pidfd.as_fd(), &mut driver)?),
@@ -507,6 +522,8 @@ impl Target {
             };
             tracker.set_ranges(&current())?;
             tracker.track(&mut current)?;
+            let maps = proc::maps(pid)?;
+            tracker.prepare_plain(&spans(&maps, foothold, Treatment::Written))?;
         }
         Ok(())
     }
@@ -535,8 +552,11 @@ impl Target {
             Frozen::Fixed(fence) => {
                 let mut plain = fence.untracked;
                 plain.extend(spans(maps, foothold, Treatment::Written));
+                let mut clock = Laps::new();
                 tracker.copy_plain(&plain)?;
+                clock.lap("plain");
                 tracker.copy_in_stop(COPY_IN_STOP)?;
+                clock.lap("in stop");
                 Ok(true)
             }
         }
@@ -556,12 +576,16 @@ impl Target {
         let Some(before) = &self.planned.before else {
             return Err(crate::target::Error::Ended(pid).into());
         };
+        let mut clock = Laps::new();
         let threads = state::Threads::read(stopped, before)?;
+        clock.lap("registers");
         let mut driver =
             Driver::enter(stopped, stopped.threads(), &mut self.journal, self.foothold)?;
+        clock.lap("driver entered");
         let (mut process, layout) = state::ask(&mut driver, before, threads, stopped)?;
-        driver.unsettle()?;
+        clock.lap("asked");
         driver.leave()?;
+        clock.lap("left");
         process.space = self.space;
         let mut ranges: Vec<Range> = Vec::with_capacity(maps.len());
         for map in maps.iter().filter(|m| !is_scratch(m, self.foothold)) {
@@ -571,6 +595,7 @@ impl Target {
                 self.planned.vm_flags.get(&map.start),
             )?);
         }
+        clock.lap("ranges");
         let space = Space { ranges, ..layout };
         let entries = match options.method {
             Method::Tracked => Vec::new(),
@@ -580,7 +605,6 @@ impl Target {
                 memory::plain::copy_all(pid, self.space, pages, parent.cloned(), &all)?
             }
         };
-        self.foothold = None;
         Ok(Fixed {
             process,
             space,
@@ -589,9 +613,9 @@ impl Target {
     }
 }
 
-impl Drop for Target {
-    /// A snapshot that fails takes the scratch and the loop out of the target again.
-    fn drop(&mut self) {
+impl Target {
+    /// Takes the scratch and the loop out of the target again, in a short stop of one thread.
+    fn tidy_up(&mut self) {
         let Some(foothold) = self.foothold.take() else {
             return;
         };
@@ -604,10 +628,20 @@ impl Drop for Target {
             driver.leave()
         };
         if let Err(e) = undo(&mut self.journal)
-            && !matches!(e, crate::target::Error::Ended(_))
+            && !matches!(
+                e,
+                crate::target::Error::Ended(_) | crate::target::Error::Proc(_)
+            )
         {
             tracing::error!(pid, error = %e, "could not tidy the process up; `umlctl rescue` can");
         }
+    }
+}
+
+impl Drop for Target {
+    /// Also after a snapshot that failed.
+    fn drop(&mut self) {
+        self.tidy_up();
     }
 }
 
@@ -624,6 +658,22 @@ fn spans(maps: &[Map], foothold: Option<Foothold>, wanted: Treatment) -> Vec<Spa
 
 fn tracked(maps: &[Map], foothold: Option<Foothold>) -> Vec<Span> {
     spans(maps, foothold, Treatment::Tracked)
+}
+
+/// Times of the steps in the stop, for the log.
+#[derive(Debug)]
+struct Laps(Instant);
+
+impl Laps {
+    fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    fn lap(&mut self, what: &str) {
+        let now = Instant::now();
+        tracing::debug!(us = us(now - self.0), what);
+        self.0 = Instant::now();
+    }
 }
 
 fn us(d: Duration) -> u64 {

@@ -24,6 +24,10 @@ pub struct Before {
     personality: u32,
     oom_score_adj: i32,
     scheds: HashMap<i32, Sched>,
+    status: Status,
+    stat: Stat,
+    exe: PathBuf,
+    auxv: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -49,7 +53,26 @@ impl Before {
             personality: u32::from_str_radix(&text("personality")?, 16).unwrap_or_default(),
             oom_score_adj: text("oom_score_adj")?.parse().unwrap_or_default(),
             scheds,
+            status: proc::status(pid)?,
+            stat: proc::stat(pid)?,
+            exe: proc::link(pid, "exe")?,
+            auxv: auxv(pid)?,
         })
+    }
+}
+
+impl Before {
+    /// Groups that there is room for: a process that takes on more meanwhile is an error of the call.
+    fn most_groups(&self) -> usize {
+        self.status.groups.len() + 16
+    }
+
+    /// Bytes of scratch that are needed for so many threads and timers.
+    #[must_use]
+    pub fn scratch_len(&self, threads: usize, timers: usize) -> u64 {
+        // Table entries are 64 bytes; an action is 32, a timer's answer 32.
+        let process = (SIGNALS as usize + 48 + timers) * (64 + 32) + 4 * self.most_groups();
+        ((process + threads * 256) as u64).next_multiple_of(4096)
     }
 }
 
@@ -135,14 +158,17 @@ struct ProcessQuestions {
     subreaper: Arg,
     securebits: usize,
     brk: usize,
-}
-
-/// Bytes of scratch that a process with this many threads and timers needs.
-#[must_use]
-pub fn scratch_len(threads: usize, timers: usize) -> u64 {
-    // Table entries are 64 bytes; an action is 32, a timer's answer 32.
-    let process = (SIGNALS as usize + 16 + timers) * (64 + 32);
-    ((process + (threads + 64) * 256) as u64).next_multiple_of(4096)
+    ppid: usize,
+    pgid: usize,
+    sid: usize,
+    umask: usize,
+    uid: Arg,
+    gid: Arg,
+    fsuid: usize,
+    fsgid: usize,
+    groups: (usize, Arg),
+    caps: Arg,
+    no_new_privs: usize,
 }
 
 /// Asks what must be asked in the process's own name, and puts all together. The driver holds all threads, in the order
@@ -166,7 +192,7 @@ pub fn ask(
             libc::SYS_prctl,
             &[libc::PR_GET_TID_ADDRESS.into(), clear_child_tid],
         );
-        let process = (i == 0).then(|| ask_process(&mut b, &timers));
+        let process = (i == 0).then(|| ask_process(&mut b, before, &timers));
         questions.push(Questions {
             altstack,
             clear_child_tid,
@@ -174,7 +200,9 @@ pub fn ask(
         });
         batches.push(b);
     }
+    let begin = std::time::Instant::now();
     driver.run_all(&mut batches)?;
+    tracing::debug!(us = begin.elapsed().as_micros() as u64, "calls");
     for ((thread, q), b) in threads.threads.iter_mut().zip(&questions).zip(&batches) {
         thread.altstack = (
             b.word(q.altstack, 0),
@@ -183,25 +211,26 @@ pub fn ask(
         );
         thread.clear_child_tid = b.word(q.clear_child_tid, 0);
     }
-    let status = proc::status(pid)?;
-    let stat = proc::stat(pid)?;
     let Some(p) = questions.swap_remove(0).process else {
         return Err(TargetError::Ended(pid).into());
     };
-    let mut layout = stat.layout;
+    let umask = batches[0].result(p.umask).unwrap_or_default();
+    if umask != i64::from(before.status.umask) {
+        let mut back = Batch::new();
+        back.call(libc::SYS_umask, &[(umask as u64).into()]);
+        driver.run(&mut back)?;
+    }
+    let mut layout = before.stat.layout;
     layout[5] = batches[0]
         .result(p.brk)
         .map_err(|e| Error::Call(pid, "brk", e))? as u64;
     let space = Space {
         layout,
-        auxv: auxv(pid)?,
+        auxv: before.auxv.clone(),
         ranges: Vec::new(),
-        thp_disabled: !status.thp_enabled,
+        thp_disabled: !before.status.thp_enabled,
     };
-    Ok((
-        answer(before, &batches[0], &p, threads, &status, &stat, stopped)?,
-        space,
-    ))
+    Ok((answer(before, &batches[0], &p, threads, stopped)?, space))
 }
 
 /// The auxiliary vector, words.
@@ -213,7 +242,8 @@ fn auxv(pid: i32) -> Result<Vec<u64>, Error> {
         .collect())
 }
 
-fn ask_process(b: &mut Batch, timers: &[PosixTimer]) -> ProcessQuestions {
+fn ask_process(b: &mut Batch, before: &Before, timers: &[PosixTimer]) -> ProcessQuestions {
+    let most_groups = before.most_groups();
     let mut actions = Vec::new();
     for signal in 1..=SIGNALS {
         if signal == libc::SIGKILL || signal == libc::SIGSTOP {
@@ -252,7 +282,37 @@ fn ask_process(b: &mut Batch, timers: &[PosixTimer]) -> ProcessQuestions {
     let securebits = b.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
     // An impossible break is refused, and the present one is the answer.
     let brk = b.call(libc::SYS_brk, &[0.into()]);
+    let (uid, gid, groups, caps) = (b.room(16), b.room(16), b.room(4 * most_groups), b.room(24));
+    let at = |place: Arg, n: usize| match place {
+        Arg::Data(d) => Arg::Data(d + n),
+        word => word,
+    };
+    b.call(libc::SYS_getresuid, &[uid, at(uid, 4), at(uid, 8)]);
+    b.call(libc::SYS_getresgid, &[gid, at(gid, 4), at(gid, 8)]);
+    // An impossible number changes nothing, and the answer is the present one.
+    let fsuid = b.call(libc::SYS_setfsuid, &[u64::from(u32::MAX).into()]);
+    let fsgid = b.call(libc::SYS_setfsgid, &[u64::from(u32::MAX).into()]);
+    let asked = b.call(libc::SYS_getgroups, &[(most_groups as u64).into(), groups]);
+    // Version 3 of the capabilities, of the caller.
+    let head = b.data(&[0x22, 0x05, 0x08, 0x20, 0, 0, 0, 0]);
+    b.call(libc::SYS_capget, &[head, caps]);
+    // umask(2) can only be read by setting it: to what it was, which is what it is but in the rarest of cases.
+    let umask = b.call(libc::SYS_umask, &[u64::from(before.status.umask).into()]);
+    let [ppid, pgid, sid] =
+        [libc::SYS_getppid, libc::SYS_getpgid, libc::SYS_getsid].map(|nr| b.call(nr, &[0.into()]));
+    let no_new_privs = b.call(libc::SYS_prctl, &[libc::PR_GET_NO_NEW_PRIVS.into()]);
     ProcessQuestions {
+        ppid,
+        pgid,
+        sid,
+        umask,
+        uid,
+        gid,
+        fsuid,
+        fsgid,
+        groups: (asked, groups),
+        caps,
+        no_new_privs,
         brk,
         actions,
         itimers,
@@ -269,8 +329,6 @@ fn answer(
     b: &Batch,
     p: &ProcessQuestions,
     threads: Threads,
-    status: &Status,
-    stat: &Stat,
     stopped: &Stopped,
 ) -> Result<Process, Error> {
     let pid = before.pid;
@@ -307,23 +365,45 @@ fn answer(
         };
         (action.handler != 0 || action.flags != 0).then_some(action)
     });
+    let status = &before.status;
+    let number = |asked, what| b.result(asked).map(|n| n as i32).map_err(call(what));
+    let ids = |place, fs| {
+        let three = b.word(place, 0);
+        let r: Result<_, Error> = Ok([
+            three as u32,
+            (three >> 32) as u32,
+            b.word(place, 8) as u32,
+            b.result(fs).map_err(call("setfsuid"))? as u32,
+        ]);
+        r
+    };
+    let groups = b.result(p.groups.0).map_err(call("getgroups"))?;
+    let groups = b.bytes(p.groups.1, 4 * usize::try_from(groups).unwrap_or_default());
+    // capget(2) gives effective, permitted, inheritable: low words, then high ones.
+    let caps = |i: usize| {
+        let word = |at| b.word(p.caps, at) as u32;
+        u64::from(word(12 + 4 * i)) << 32 | u64::from(word(4 * i))
+    };
     Ok(Process {
         pid: status.ns_pid.last().copied().unwrap_or(pid),
-        ppid: stat.ppid,
-        pgid: stat.pgid,
-        sid: stat.sid,
-        exit_signal: stat.exit_signal,
+        ppid: number(p.ppid, "getppid")?,
+        pgid: number(p.pgid, "getpgid")?,
+        sid: number(p.sid, "getsid")?,
+        exit_signal: before.stat.exit_signal,
         zombie: None,
         space: 0,
-        exe: proc::link(pid, "exe")?,
+        exe: before.exe.clone(),
         cwd: proc::link(pid, "cwd")?,
         root: proc::link(pid, "root")?,
-        umask: status.umask,
+        umask: number(p.umask, "umask")? as u32,
         credentials: Credentials {
-            uid: status.uid,
-            gid: status.gid,
-            groups: status.groups.clone(),
-            caps: status.caps,
+            uid: ids(p.uid, p.fsuid)?,
+            gid: ids(p.gid, p.fsgid)?,
+            groups: groups
+                .chunks_exact(4)
+                .map(|c| u32::from_le_bytes(c.try_into().unwrap_or_default()))
+                .collect(),
+            caps: [caps(2), caps(1), caps(0), status.caps[3], status.caps[4]],
             securebits: b
                 .result(p.securebits)
                 .map_err(call("prctl(PR_GET_SECUREBITS)"))? as u32,
@@ -335,7 +415,7 @@ fn answer(
             dumpable: b
                 .result(p.dumpable)
                 .map_err(call("prctl(PR_GET_DUMPABLE)"))? as u32,
-            no_new_privs: status.no_new_privs,
+            no_new_privs: number(p.no_new_privs, "prctl(PR_GET_NO_NEW_PRIVS)")? != 0,
             subreaper: b.word(p.subreaper, 0) as u32 != 0,
             pdeathsig: b.word(p.pdeathsig, 0) as i32,
         },

@@ -2,6 +2,7 @@
 
 pub mod index;
 pub mod manifest;
+pub mod pack;
 pub mod pages;
 pub mod pageset;
 pub mod store;

@@ -23,7 +23,12 @@ pub struct PagesWriter {
 impl PagesWriter {
     /// Makes a new, empty `pages` in `dir`.
     pub fn create(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("pages");
+        Self::create_as(dir, "pages", 0)
+    }
+
+    /// The same under another name, with the first `slots` slots taken.
+    pub fn create_as(dir: &Path, name: &str, slots: u64) -> Result<Self, Error> {
+        let path = dir.join(name);
         let file = File::options()
             .read(true)
             .write(true)
@@ -33,7 +38,7 @@ impl PagesWriter {
         Ok(Self {
             file,
             path,
-            slots: AtomicU64::new(0),
+            slots: AtomicU64::new(slots),
         })
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Error;
 use super::index::Index;
 use super::manifest::Manifest;
+use super::pack;
 use super::pages::PagesReader;
 use super::pageset::BLOCK;
 
@@ -20,6 +21,12 @@ pub struct Verified {
 /// Checks that the index of `dir` is the manifest's, that those of its layers are the ones they were, and every page.
 /// Needs 2 MiB of memory besides the index.
 pub fn verify(dir: &Path, manifest: &Manifest) -> Result<Verified, Error> {
+    if manifest.layers.is_empty() && pack::is_packed(dir) {
+        let (index, sum) = Index::open(dir)?;
+        same(dir, sum, &manifest.index)?;
+        let (entries, pages) = pack::check(dir, &index)?;
+        return Ok(Verified { entries, pages });
+    }
     let (index, pages) = open(dir, manifest)?;
     let mut room = vec![0; BLOCK as usize];
     let mut done = Verified::default();
@@ -32,13 +39,17 @@ pub fn verify(dir: &Path, manifest: &Manifest) -> Result<Verified, Error> {
 }
 
 /// Opens the memory of a snapshot: the index and the files, with their sizes and the indexes' sums checked, but not the
-/// pages.
+/// pages. What is packed is unpacked first.
 pub fn open(dir: &Path, manifest: &Manifest) -> Result<(Index, PagesReader), Error> {
     let (index, sum) = Index::open(dir)?;
     same(dir, sum, &manifest.index)?;
     for layer in &manifest.layers {
         let (_, sum) = Index::open(&layer.path)?;
         same(&layer.path, sum, &layer.index)?;
+    }
+    pack::ensure_unpacked(dir)?;
+    for layer in &manifest.layers {
+        pack::ensure_unpacked(&layer.path)?;
     }
     let pages = PagesReader::open(
         dir,

@@ -30,14 +30,6 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// No room, for work that copies nothing.
-    pub fn none() -> Self {
-        Self {
-            block: Vec::new(),
-            other: Vec::new(),
-        }
-    }
-
     pub fn new() -> Self {
         Self {
             block: vec![0; BLOCK as usize],

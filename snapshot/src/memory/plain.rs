@@ -18,7 +18,7 @@ use super::tracker::each;
 use crate::image::index::Entry;
 use crate::image::pages::PagesWriter;
 use crate::image::pageset::{BLOCK, PageSet};
-use crate::sys::pagemap::{FILE, PRESENT, SWAPPED};
+use crate::sys::pagemap::{FILE, GUARD, PRESENT, SWAPPED, ZERO};
 
 /// Copies all of a stopped process's own pages in `spans` (private mappings, of files too).
 pub fn copy_all(
@@ -88,38 +88,126 @@ pub fn copy_object(
     entries(&source, &blocks, 1)
 }
 
-/// Copies the process's own pages of `spans` into `blocks`.
-pub(super) fn copy_spans(
-    source: &Source,
-    spans: &[Span],
-    blocks: &mut BTreeMap<u64, Block>,
-) -> Result<(), Error> {
-    let mut room = Room::none();
-    for span in spans {
-        let mut parts: BTreeMap<u64, PageSet> = BTreeMap::new();
-        source
-            .map
-            .scan(span.start, span.end, PRESENT | SWAPPED, FILE, |r| {
-                for (block, _) in blocks_of(r.start..r.end) {
-                    *parts.entry(block).or_default() |=
-                        PageSet::of_addresses(block, r.start, r.end);
-                }
-            })
-            .map_err(|e| source.scan_error(span.start, span.end, e))?;
-        for (number, set) in parts {
-            if room.block.is_empty() {
-                room = Room::new();
+/// Pages that were read in the stop and are worked up after it: the stop pays for the reading only.
+#[derive(Debug, Default)]
+pub(super) struct Stash {
+    spans: Vec<Span>,
+    own: Vec<Span>,
+    bytes: Vec<u8>,
+}
+
+impl Stash {
+    /// Makes warm room for what the spans hold now, and some more.
+    pub fn prepare(&mut self, source: &Source, spans: &[Span]) -> Result<(), Error> {
+        let own = own_pages(source, spans)?;
+        let len: u64 = own.iter().map(|r| r.end - r.start).sum();
+        // Written, so that the pages are there.
+        self.bytes = vec![1; len as usize + (256 << 10)];
+        self.own.reserve(own.len() + 64);
+        Ok(())
+    }
+
+    /// Reads the process's own pages of `spans`.
+    pub fn read(&mut self, source: &Source, spans: &[Span]) -> Result<(), Error> {
+        self.own = own_pages(source, spans)?;
+        let len: u64 = self.own.iter().map(|r| r.end - r.start).sum();
+        self.bytes.resize(len as usize, 0);
+        self.spans = spans.to_vec();
+        let read = source.mem.gather(&self.own, &mut self.bytes);
+        read.map_err(|(address, source_error)| Error::Read {
+            pid: source.pid,
+            address,
+            source: source_error,
+        })
+    }
+
+    /// Sorts and writes what was read.
+    pub fn work_up(
+        &mut self,
+        source: &Source,
+        blocks: &mut BTreeMap<u64, Block>,
+    ) -> Result<(), Error> {
+        let (own, bytes) = (
+            std::mem::take(&mut self.own),
+            std::mem::take(&mut self.bytes),
+        );
+        let mut parts: BTreeMap<u64, (PageSet, PageSet)> = BTreeMap::new();
+        for span in std::mem::take(&mut self.spans) {
+            for (block, _) in blocks_of(span.clone()) {
+                parts.entry(block).or_default().0 |=
+                    PageSet::of_addresses(block, span.start, span.end);
             }
-            let there = source.existing(number, &set)?;
-            let failed = source.fetch(number, &there, &mut room);
-            source.must_read(number, &failed)?;
-            let seen = PageSet::of_addresses(number, span.start, span.end);
+        }
+        let mut places: BTreeMap<u64, Vec<(u64, u64, usize)>> = BTreeMap::new();
+        let mut at = 0;
+        for r in own {
+            for (block, _) in blocks_of(r.clone()) {
+                let base = block * BLOCK;
+                let (start, end) = (r.start.max(base), r.end.min(base + BLOCK));
+                parts.entry(block).or_default().1 |= PageSet::of_addresses(block, start, end);
+                let from = at + (start - r.start) as usize;
+                places.entry(block).or_default().push((start, end, from));
+            }
+            at += (r.end - r.start) as usize;
+        }
+        let mut room = Room::new();
+        for (number, (seen, there)) in parts {
+            for &(start, end, from) in places.get(&number).into_iter().flatten() {
+                let to = (start - number * BLOCK) as usize;
+                let len = (end - start) as usize;
+                room.block[to..to + len].copy_from_slice(&bytes[from..from + len]);
+            }
             let c = source.sort(number, seen, &there, &mut room)?;
             let b = blocks.entry(number).or_default();
             b.plain |= seen;
             if let Some(slot) = b.merge(&c, &source.pages) {
                 source.pages.write(slot, &c.own, &room.block)?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// The process's own pages of `spans`, by rising address. Spans that touch are looked at together.
+fn own_pages(source: &Source, spans: &[Span]) -> Result<Vec<Span>, Error> {
+    let mut joined: Vec<Span> = Vec::with_capacity(spans.len());
+    let mut sorted = spans.to_vec();
+    sorted.sort_unstable_by_key(|s| s.start);
+    for s in sorted {
+        match joined.last_mut() {
+            Some(last) if last.end == s.start => last.end = s.end,
+            _ => joined.push(s),
+        }
+    }
+    let mut own: Vec<Span> = Vec::new();
+    for s in joined {
+        source
+            .map
+            .scan(s.start, s.end, PRESENT | SWAPPED, FILE | ZERO, |r| {
+                if r.categories & GUARD == 0 {
+                    own.push(r.start..r.end);
+                }
+            })
+            .map_err(|e| source.scan_error(s.start, s.end, e))?;
+    }
+    Ok(own)
+}
+
+/// Copies the process's own pages of `spans` into `blocks`.
+pub(super) fn copy_spans(
+    source: &Source,
+    spans: &[Span],
+    blocks: &mut BTreeMap<u64, Block>,
+) -> Result<(), Error> {
+    // A piece at a time: a process may have gigabytes.
+    for span in spans {
+        let mut start = span.start;
+        while start < span.end {
+            let end = span.end.min((start / BLOCK + 16) * BLOCK);
+            let mut stash = Stash::default();
+            stash.read(source, std::slice::from_ref(&(start..end)))?;
+            stash.work_up(source, blocks)?;
+            start = end;
         }
     }
     Ok(())

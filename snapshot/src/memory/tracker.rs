@@ -83,6 +83,10 @@ pub struct SavedSpace {
     pub stats: Stats,
 }
 
+/// In the stop, what was copied and has gone since is looked for in so many blocks at most; it takes some microseconds
+/// for each.
+const BLOCKS_IN_STOP: usize = 8;
+
 /// A save of one address space. Dropped at any time, it leaves the target as it was.
 #[derive(Debug)]
 pub struct Tracker {
@@ -91,6 +95,8 @@ pub struct Tracker {
     options: Options,
     stats: Stats,
     complete: bool,
+    /// What was read in the stop.
+    stash: plain::Stash,
     /// Pages copied by the time of the stop.
     at_stop: u64,
 }
@@ -125,6 +131,7 @@ impl Tracker {
             options,
             stats: Stats::default(),
             complete: false,
+            stash: plain::Stash::default(),
             at_stop: 0,
         })
     }
@@ -254,15 +261,22 @@ impl Tracker {
         }))
     }
 
-    /// In the stop: copies the process's own pages of ranges that are not tracked (private file mappings, and what
+    /// Before the stop: makes room for what [`Tracker::copy_plain`] will read.
+    pub fn prepare_plain(&mut self, spans: &[Span]) -> Result<(), Error> {
+        self.stash.prepare(&self.shared.source, spans)
+    }
+
+    /// In the stop: reads the process's own pages of ranges that are not tracked (private file mappings, and what
     /// [`Fence::untracked`] names).
     pub fn copy_plain(&mut self, spans: &[Span]) -> Result<(), Error> {
-        let mut t = self.shared.table_now();
-        plain::copy_spans(&self.shared.source, spans, &mut t.blocks)
+        self.stash.read(&self.shared.source, spans)
     }
 
     /// In the stop: copies what is not saved yet, if it is at most `limit` bytes. True: nothing is left.
     pub fn copy_in_stop(&mut self, limit: u64) -> Result<bool, Error> {
+        if self.shared.table().blocks.len() > BLOCKS_IN_STOP {
+            return Ok(false);
+        }
         let left = self.left();
         if (left.iter().map(|l| l.1).sum::<u64>()) * super::table::PIECE > limit {
             return Ok(false);
@@ -312,6 +326,8 @@ impl Tracker {
 
     /// Takes out what was copied and had gone by the point in time.
     fn settle(&mut self) -> Result<(), Error> {
+        let mut stash = std::mem::take(&mut self.stash);
+        stash.work_up(&self.shared.source, &mut self.shared.table().blocks)?;
         let blocks: Vec<u64> = self.shared.table().blocks.keys().copied().collect();
         for number in blocks {
             let mut t = self.shared.table();

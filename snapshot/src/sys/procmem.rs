@@ -26,6 +26,35 @@ impl ProcMem {
         })
     }
 
+    /// Reads the ranges (addresses) one behind the other into `buf`, which is as long as all of them; an error names the
+    /// address of a page that cannot be read.
+    pub fn gather(&self, ranges: &[Range<u64>], buf: &mut [u8]) -> Result<(), (u64, io::Error)> {
+        let mut rest = &mut buf[..];
+        for some in ranges.chunks(512) {
+            let len: usize = some.iter().map(|r| (r.end - r.start) as usize).sum();
+            let (now, later) = rest.split_at_mut(len);
+            rest = later;
+            let remote: Vec<RemoteIoVec> = some
+                .iter()
+                .map(|r| RemoteIoVec {
+                    base: r.start as usize,
+                    len: (r.end - r.start) as usize,
+                })
+                .collect();
+            if process_vm_readv(self.pid, &mut [IoSliceMut::new(now)], &remote) == Ok(len) {
+                continue;
+            }
+            let mut at = 0;
+            for address in some.iter().flat_map(|r| (r.start..r.end).step_by(PAGE)) {
+                self.mem
+                    .read_exact_at(&mut now[at..at + PAGE], address)
+                    .map_err(|e| (address, e))?;
+                at += PAGE;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads `runs` (offsets from `base`) to the same offsets of `buf`. Pages that cannot be read are given to
     /// `failed` with the reason, and left as they are in `buf`.
     pub fn read(

@@ -25,3 +25,9 @@ pub fn prefer_no_more() {
     // SAFETY: as above.
     unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const param) };
 }
+
+/// Lets short sleeps of the calling thread, and of threads that it makes, end on time: the kernel adds 50 us otherwise.
+pub fn sharp_timers() {
+    // SAFETY: sets a number of the calling thread.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}

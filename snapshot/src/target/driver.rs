@@ -196,8 +196,9 @@ impl<'a> Driver<'a> {
                 return Ok(());
             }
             spins += 1;
-            if spins > 50 {
-                std::thread::yield_now();
+            // Sleeping, not yielding: this thread may run in real time, and would never yield to the one it waits for.
+            if spins > 20 {
+                std::thread::sleep(Duration::from_micros(2));
             }
             if spins.is_multiple_of(1000) {
                 if begin.elapsed() > PATIENCE {

@@ -164,8 +164,11 @@ pub(super) fn wait_stopped(tid: i32) -> Result<Option<Report>, Error> {
         match ptrace::wait(tid, false) {
             Ok(None) => {
                 spins += 1;
-                if spins < 400 {
-                    std::thread::yield_now();
+                // Sleeping, not yielding: this thread may run in real time.
+                if spins < 20 {
+                    std::hint::spin_loop();
+                } else if spins < 400 {
+                    std::thread::sleep(Duration::from_micros(2));
                 } else if begin.elapsed() > PATIENCE {
                     let place = proc::read_bytes(tid, "wchan").unwrap_or_default();
                     let place = String::from_utf8_lossy(&place).into_owned();

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::client::Op;
+use crate::peers::WRITEBACK;
 
 /// Measures cowfs beside native ext4, kernel overlayfs, fuse-overlayfs and btrfs.
 #[derive(Debug, Parser)]
@@ -139,7 +140,7 @@ impl Options {
                     path.display()
                 )
             })?;
-            systems.insert(1, "cowfs".to_owned());
+            systems.splice(1..1, ["cowfs", WRITEBACK].map(str::to_owned));
             Some(path)
         };
         let parent = self

@@ -33,6 +33,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Read a whole snapshot and check every sum
     Verify(Verify),
+    /// Compress a snapshot that will not be needed soon; using it again unpacks it
+    Pack(Pack),
     /// Put processes right that a killed umlctl has left in the middle of a snapshot
     Rescue(Rescue),
     /// Say what this machine has of what is needed, and what is lost without it
@@ -132,6 +134,16 @@ pub struct Inspect {
 pub struct Verify {
     /// The snapshot
     pub dir: PathBuf,
+}
+
+/// `umlctl pack`
+#[derive(Debug, Args)]
+pub struct Pack {
+    /// The snapshot
+    pub dir: PathBuf,
+    /// zstd level
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=19))]
+    pub level: i32,
 }
 
 /// `umlctl rescue`

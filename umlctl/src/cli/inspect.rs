@@ -3,7 +3,7 @@
 use super::bytes;
 use anyhow::Result;
 use snapshot::image::manifest::{Backing, Manifest};
-use snapshot::image::{store, verify as check};
+use snapshot::image::{pack as packing, store, verify as check};
 use std::path::Path;
 
 /// Shows what is in a snapshot.
@@ -87,6 +87,31 @@ pub fn verify(dir: &Path, json: bool) -> Result<u8> {
             dir.display(),
             bytes(v.pages * 4096),
             v.entries
+        );
+    }
+    Ok(0)
+}
+
+/// Compresses a snapshot.
+pub fn pack(dir: &Path, level: i32, json: bool) -> Result<u8> {
+    let m = store::load(dir)?;
+    anyhow::ensure!(
+        !packing::is_packed(dir),
+        "{} is packed already",
+        dir.display()
+    );
+    let p = packing::pack(dir, &m, level)?;
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({ "memory_bytes": p.memory_bytes, "packed_bytes": p.packed_bytes })
+        );
+    } else {
+        println!(
+            "{}: {} of memory packed into {}",
+            dir.display(),
+            bytes(p.memory_bytes),
+            bytes(p.packed_bytes)
         );
     }
     Ok(0)

@@ -63,6 +63,7 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Fork(_) => anyhow::bail!("not yet"),
         Command::Inspect(a) => inspect::show(&a.dir, cli.json),
         Command::Verify(a) => inspect::verify(&a.dir, cli.json),
+        Command::Pack(a) => inspect::pack(&a.dir, a.level, cli.json),
         Command::Rescue(a) => rescue::run(a, cli.json),
         Command::Doctor => doctor::run(cli.json),
         Command::Completions { shell } => {

@@ -12,9 +12,13 @@ use super::{FsUnderTest, is_mounted, make_dir, pids_with_argument, remove_dir, u
 use crate::cli::Plan;
 use crate::run::{command, detached, output, timed};
 
+/// Column of cowfs with the mount option `writeback`.
+pub const WRITEBACK: &str = "cowfs-writeback";
+
 /// cowfs.
 #[derive(Debug)]
 pub struct Cowfs {
+    name: &'static str,
     binary: PathBuf,
     options: Option<String>,
     dir: PathBuf,
@@ -41,12 +45,29 @@ impl Cowfs {
     /// Store and mount point below this directory.
     pub fn new(plan: &Plan, dir: &Path) -> Result<Self> {
         Ok(Self {
+            name: "cowfs",
             binary: plan.cowfs.clone().context("no cowfs to measure")?,
             options: plan.mount_options.clone(),
             dir: dir.to_owned(),
             root: dir.join("mnt"),
             complaints: Vec::new(),
         })
+    }
+
+    /// As [`Cowfs::new`], with the mount option `writeback`.
+    pub fn with_writeback(plan: &Plan, dir: &Path) -> Result<Self> {
+        let mut fs = Self::new(plan, dir)?;
+        fs.name = WRITEBACK;
+        fs.options = Some(match fs.options.take() {
+            Some(o) => format!("{o},writeback"),
+            None => "writeback".into(),
+        });
+        Ok(fs)
+    }
+
+    /// Their name in results.
+    pub fn label(&self) -> &'static str {
+        self.name
     }
 
     /// Directory of the store.
@@ -183,7 +204,7 @@ impl Cowfs {
 
 impl FsUnderTest for Cowfs {
     fn name(&self) -> &'static str {
-        "cowfs"
+        self.name
     }
 
     fn setup(&mut self) -> Result<()> {

@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, umount2};
 use crate::cli::Plan;
 
 pub use btrfs::Btrfs;
-pub use cowfs::Cowfs;
+pub use cowfs::{Cowfs, WRITEBACK};
 pub use native::Native;
 pub use overlay::Overlay;
 
@@ -45,6 +45,7 @@ pub fn make(name: &str, plan: &Plan, dir: &Path) -> Result<Box<dyn FsUnderTest>>
     Ok(match name {
         "native" => Box::new(Native::new(&dir)),
         "cowfs" => Box::new(Cowfs::new(plan, &dir)?),
+        WRITEBACK => Box::new(Cowfs::with_writeback(plan, &dir)?),
         "overlay" => Box::new(Overlay::kernel(&dir)),
         "fuse-overlayfs" => Box::new(Overlay::fuse(&dir)),
         "btrfs" => Box::new(Btrfs::new(&dir)),

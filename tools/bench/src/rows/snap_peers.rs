@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 
 use crate::cli::Plan;
 use crate::peers::overlay::{mount_kernel, options};
-use crate::peers::{Btrfs, Cowfs, FsUnderTest, make_dir, remove_dir, unmount, unmount_by_force};
+use crate::peers::{
+    Btrfs, Cowfs, FsUnderTest, WRITEBACK, make_dir, remove_dir, unmount, unmount_by_force,
+};
 use crate::run::{command, timed};
 
 /// Figures of one call by the suffix of their row; microseconds.
@@ -64,7 +66,7 @@ fn us(d: Duration) -> f64 {
 
 impl Snapshots for Cowfs {
     fn name(&self) -> &'static str {
-        "cowfs"
+        self.label()
     }
 
     fn setup(&mut self) -> Result<()> {
@@ -330,6 +332,7 @@ pub fn all(plan: &Plan, files: u64, dir: &Path) -> Result<Vec<Box<dyn Snapshots>
     for system in &plan.systems {
         match system.as_str() {
             "cowfs" => all.push(Box::new(Cowfs::new(plan, &dir.join("cowfs"))?)),
+            WRITEBACK => all.push(Box::new(Cowfs::with_writeback(plan, &dir.join(WRITEBACK))?)),
             "btrfs" => all.push(Box::new(BtrfsSnapshots::new(dir))),
             "overlay" if files <= 100_000 => all.push(Box::new(OverlaySnapshots::new(dir))),
             "native" if files <= if plan.quick { 1000 } else { 10_000 } => {
