@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -143,7 +143,13 @@ impl Running {
     pub fn kill(&self) -> Result<()> {
         let end = Instant::now() + LIMIT;
         loop {
-            let left = self.copies();
+            let mut left = self.copies();
+            if waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG))
+                == Ok(WaitStatus::StillAlive)
+                && !left.contains(&self.pid)
+            {
+                left.push(self.pid);
+            }
             if left.is_empty() {
                 break;
             }
@@ -159,21 +165,28 @@ impl Running {
             reap();
             std::thread::sleep(Duration::from_millis(1));
         }
-        self.gone()?;
         let _ = std::fs::remove_file(self.dir.join("resume"));
         reap();
         Ok(())
     }
 
-    /// Numbers of all processes that are copies of it.
+    /// Numbers of all processes that are copies of it, or it.
     pub fn copies(&self) -> Vec<i32> {
         let mark = self.dir.display().to_string();
+        let me = std::env::current_exe().ok();
+        let ours = |pid: &i32| {
+            if std::process::id() == pid.unsigned_abs()
+                || std::fs::read_link(format!("/proc/{pid}/exe")).ok() != me
+            {
+                return false;
+            }
+            // One that was just resumed may not have the page with its arguments yet: they read as empty.
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|c| c.is_empty() || c.split('\0').any(|a| a == mark))
+        };
         let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         all.filter_map(|e| e.file_name().to_str()?.parse().ok())
-            .filter(|pid: &i32| {
-                std::fs::read_to_string(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|c| c.split('\0').any(|a| a == mark) && c.contains("\0target\0"))
-            })
+            .filter(ours)
             .collect()
     }
 

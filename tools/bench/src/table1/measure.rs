@@ -95,7 +95,9 @@ fn one_size(plan: &Plan, mb: u64, samples: &mut Samples) -> Result<()> {
             check_interrupted()?;
         }
     }
-    resumes(plan, &target, mb, samples)
+    let r = resumes(plan, &target, mb, samples);
+    let _ = std::fs::remove_dir_all(&dir);
+    r
 }
 
 /// What the command says its pause is made of: fields of its answer, and names of the samples (in seconds as all).
@@ -210,7 +212,6 @@ fn resumes(plan: &Plan, target: &Running, mb: u64, samples: &mut Samples) -> Res
         samples.add(at("resume_work", mb, "umlctl"), work);
         check_interrupted()?;
     }
-    let _ = std::fs::remove_dir_all(&dir);
     Ok(())
 }
 
