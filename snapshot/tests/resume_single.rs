@@ -119,7 +119,7 @@ fn nothing_of_the_resume_is_left() {
         let u = snapshot::proc::status(pid).unwrap();
         (
             (maps, link("exe"), link("cwd"), cmdline, limits, fds),
-            (s.comm, s.sid, s.pgid, s.layout),
+            (s.comm, s.sid, s.layout),
             (
                 u.uid, u.gid, u.groups, u.caps, u.blocked, u.ignored, u.umask,
             ),

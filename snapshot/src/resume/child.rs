@@ -102,7 +102,7 @@ fn prepare(plan: &Plan<'_>, p: &Process) -> Result<(), String> {
     // Lowering it needs CAP_SYS_RESOURCE; a process that is killed a little earlier is better than none.
     let _ = std::fs::write("/proc/self/oom_score_adj", p.oom_score_adj.to_string());
     children(plan, p, true)?;
-    session(p)?;
+    session(plan, p)?;
     children(plan, p, false)
 }
 
@@ -118,22 +118,20 @@ fn descriptors(plan: &Plan<'_>, _p: &Process) -> Result<(), String> {
 }
 
 /// Session and group. A leader makes its own; a group's leader may not be there yet.
-fn session(p: &Process) -> Result<(), String> {
+fn session(plan: &Plan<'_>, p: &Process) -> Result<(), String> {
     if p.sid == p.pid {
         nix::unistd::setsid().map_err(to("setsid"))?;
         return Ok(());
     }
     let own = nix::unistd::getpgrp().as_raw();
-    if p.pgid == own {
+    // A group whose leader is outside of the tree is not made again: the caller's is as good.
+    if p.pgid == own || !plan.manifest.processes.iter().any(|l| l.pid == p.pgid) {
         return Ok(());
     }
     for _ in 0..1000 {
         match nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(p.pgid)) {
             Ok(()) => return Ok(()),
             Err(Errno::EPERM | Errno::ESRCH) if p.pgid != p.pid => {
-                if p.ppid == 0 {
-                    return Ok(());
-                }
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(e) => return Err(format!("setpgid failed: {e}")),
@@ -154,7 +152,7 @@ fn children(plan: &Plan<'_>, p: &Process, early: bool) -> Result<(), String> {
             Fork::Child => match c.zombie {
                 None => become_process(plan, c),
                 Some(status) => {
-                    let _ = session(c);
+                    let _ = session(plan, c);
                     end_as(status)
                 }
             },

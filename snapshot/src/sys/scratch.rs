@@ -10,6 +10,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 // An entry is the number, six arguments, and room for the result. Number -1 ends the table: the thread waits there.
 std::arch::global_asm!(
     ".pushsection .rodata",
+    ".globl snapshot_loop_start",
+    ".hidden snapshot_loop_start",
+    ".globl snapshot_loop_end",
+    ".hidden snapshot_loop_end",
     "snapshot_loop_start:",
     "2: mov rax, [rsp]",
     "cmp rax, -1",
