@@ -15,10 +15,11 @@ fn main() {
             a => dir = a.into(),
         }
     }
+    options.dir.clone_from(&dir);
     let text = std::fs::read(dir.join("manifest.json")).expect("manifest");
     let manifest = serde_json::from_slice(&text).expect("manifest");
     let source = Plain::open(&dir).expect("pages");
-    match resume(&manifest, &source, options) {
+    match resume(&manifest, &source, &options) {
         Ok(r) => {
             let pager = r.pager.unwrap_or(0);
             eprintln!(

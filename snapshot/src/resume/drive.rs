@@ -26,7 +26,7 @@ pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
     .map_err(sys("sigprocmask"))?;
     let made = fork(0, libc::SIGCHLD, Some(root.pid));
     if made == Ok(Fork::Child) {
-        child::become_process(plan, root);
+        child::become_process(plan, root, None);
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None).map_err(sys("sigprocmask"))?;
     let pid = match made {
@@ -49,6 +49,11 @@ fn wait(plan: &Plan<'_>, root: i32, t: &Tables) -> Result<(), Error> {
     let mut waited = 0;
     while !plan.script.wait(&plan.scratch, t.leader, 20) {
         waited += 20;
+        if plan.scratch.word(super::table::MESSAGE) != 0 {
+            // Its text is complete when the process that wrote it has ended.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            return Err(why(plan, t));
+        }
         // Not reaped: its end is noticed by a stop or an end of the root only; others are the root's children.
         let gone = match ptrace::wait(root, false) {
             Ok(None) => waited > PATIENCE_MS,
@@ -73,7 +78,8 @@ fn why(plan: &Plan<'_>, t: &Tables) -> Error {
     let end = message.iter().position(|&b| b == 0).unwrap_or(0);
     if end > 0 {
         let message = String::from_utf8_lossy(&message[..end]).into_owned();
-        return Error::Child(t.pid, message);
+        let (pid, message) = message.split_once(' ').unwrap_or(("", &message));
+        return Error::Child(pid.parse().unwrap_or(t.pid), message.to_owned());
     }
     for &table in t.threads.iter().chain([&t.leader]) {
         if let Err(e) = plan.script.check(&plan.scratch, table) {

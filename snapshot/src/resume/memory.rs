@@ -48,6 +48,12 @@ impl Helpers {
         }
     }
 
+    /// Their numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = i32> + '_ {
+        use std::os::fd::AsRawFd;
+        self.open.iter().map(AsRawFd::as_raw_fd)
+    }
+
     /// Takes a descriptor's number, to close it later.
     pub fn own(&mut self, fd: i32) {
         self.open.push(crate::sys::clone::own(fd));

@@ -20,7 +20,12 @@ pub fn run(a: &Resume, json: bool) -> Result<u8> {
         bail!("--count is not there yet");
     }
     let source = Snapshot::open(&a.dir, &manifest)?;
-    let resumed = resume(&manifest, &source, Options { eager: a.eager })?;
+    let options = Options {
+        dir: a.dir.clone(),
+        eager: a.eager,
+        ..Options::default()
+    };
+    let resumed = resume(&manifest, &source, &options)?;
     let us = u64::try_from(resumed.resume.as_micros()).unwrap_or(u64::MAX);
     if json {
         println!(
