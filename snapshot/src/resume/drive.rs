@@ -3,7 +3,7 @@
 use super::memory::Fill;
 use super::source::PageSource;
 use super::{Error, Plan, Tables, child, sys};
-use crate::image::manifest::{Backing, Process, Thread};
+use crate::image::manifest::{Backing, Manifest, Process, Thread};
 use crate::sys::clone::{Fork, fork};
 use crate::sys::ptrace::{self, Regs, Report};
 use crate::sys::remote;
@@ -14,6 +14,8 @@ use std::os::fd::AsFd;
 
 /// How long a new process may take; far more than it needs, unless the disk is slow.
 const PATIENCE_MS: i64 = 60_000;
+/// How long numbers of processes that have ended are waited for.
+const NUMBER_MS: i64 = 5_000;
 
 /// Makes the root process, and waits until all of them have run their tables. On failure all are ended.
 pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
@@ -43,6 +45,32 @@ pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
         return Err(e);
     }
     Ok(pid)
+}
+
+/// Whether the numbers of all processes and threads are free. Those of processes that have just been killed may not be,
+/// for a moment: zombies have them, or are in groups and sessions of that number. They are waited for.
+pub fn numbers_free(m: &Manifest) -> Result<(), Error> {
+    let used = |n: i32| {
+        let group = nix::unistd::Pid::from_raw(-n);
+        std::path::Path::new(&format!("/proc/{n}")).exists()
+            || (n > 1 && nix::sys::signal::kill(group, None) != Err(Errno::ESRCH))
+    };
+    let all = |p: &Process| -> Vec<i32> {
+        let threads = p.threads.iter().map(|t| t.tid);
+        threads.chain([p.pid]).collect()
+    };
+    for n in m.processes.iter().flat_map(all) {
+        let mut waited = 0;
+        while used(n) {
+            let lives = crate::proc::stat(n).is_ok_and(|s| !"ZX".contains(s.state));
+            if lives || waited > NUMBER_MS {
+                return Err(Error::PidTaken(n));
+            }
+            waited += 10;
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    Ok(())
 }
 
 fn wait(plan: &Plan<'_>, root: i32, t: &Tables) -> Result<(), Error> {

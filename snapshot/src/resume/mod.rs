@@ -8,6 +8,7 @@ pub mod image;
 mod memory;
 mod open;
 mod pager;
+mod shared;
 pub mod source;
 mod state;
 mod table;
@@ -81,6 +82,8 @@ pub struct Options<'a> {
     /// The original, or another copy, may run: connections are reset, contended locks are left, shared memory is the
     /// copy's own.
     pub twin: bool,
+    /// The caller is the init of a namespace in which the numbers are free.
+    pub namespace: bool,
     /// Where output goes for which the caller has no descriptor.
     pub log: Option<PathBuf>,
     /// Called in the new process before the first connection is made again: lets go of what holds the old ones.
@@ -149,8 +152,16 @@ pub fn resume(
     host::check_manifest(manifest)?;
     let plan = plan(manifest, source, options, vdso, syscall, &maps)?;
     let root = &manifest.processes[0];
-    let pid = drive::start(&plan, root)?;
-    let pager = drive::release(&plan, source, pid)?;
+    let made =
+        drive::start(&plan, root).and_then(|pid| Ok((pid, drive::release(&plan, source, pid)?)));
+    let segments = match made {
+        Ok(_) => &plan.helpers.ending_segments,
+        Err(_) => &plan.helpers.made_segments,
+    };
+    for &id in segments {
+        let _ = crate::sys::sysv::remove(id);
+    }
+    let (pid, pager) = made?;
     Ok(Resumed {
         pid,
         pager,
@@ -166,6 +177,9 @@ fn plan<'a>(
     syscall: u64,
     maps: &[crate::proc::Map],
 ) -> Result<Plan<'a>, Error> {
+    if !options.namespace {
+        drive::numbers_free(manifest)?;
+    }
     let fill = if options.eager {
         Fill::Eager
     } else {
@@ -177,7 +191,7 @@ fn plan<'a>(
     }
     let base = memory::free_place(&mut used, RESERVE)?;
     let aside = memory::free_place(&mut used, 1 << 20)?;
-    let helpers = open::helpers(manifest, source)?;
+    let helpers = open::helpers(manifest, source, options.twin)?;
     let mut script = Script::default();
     let mut tables = Vec::new();
     let own_limits = host::own_limits();

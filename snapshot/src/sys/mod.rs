@@ -20,4 +20,5 @@ pub mod sched;
 pub mod scratch;
 pub mod signals;
 pub mod sockopt;
+pub mod sysv;
 pub mod uffd;
