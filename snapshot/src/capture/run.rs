@@ -412,14 +412,25 @@ fn finish_target(
         let pid = nix::unistd::Pid::from_raw(t.planned.pid);
         nix::sys::signal::kill(pid, signal).map_err(|e| Error::Call(t.planned.pid, "kill", e))?;
     }
-    drop(kept);
     if after == After::Killed {
+        // A traced thread stays a zombie until its tracer has seen its end, and its number is taken that long.
+        // The first thread ends last.
+        let goes_on = |tid: i32| {
+            let report = crate::sys::ptrace::wait(tid, true);
+            matches!(report, Ok(Some((_, r))) if !matches!(r, crate::sys::ptrace::Report::Ended(_)))
+        };
+        for stopped in kept {
+            for tid in stopped.into_threads().into_iter().rev() {
+                while goes_on(tid) {}
+            }
+        }
         // The peers are told nothing, so that a resume finds their connections open.
         for t in targets {
             wait_until_gone(t);
         }
         held.discard();
     } else {
+        drop(kept);
         held.release();
     }
     Ok(())

@@ -42,7 +42,12 @@ pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
         .and_then(|()| plan.tables.iter().try_for_each(|t| wait(plan, pid, t)));
     if let Err(e) = result {
         end(pid);
-        return Err(e);
+        // One that could not be attached had ended before, and says why.
+        let said = plan.scratch.word(super::table::MESSAGE) != 0;
+        return Err(match plan.tables.first() {
+            Some(t) if said => why(plan, t),
+            _ => e,
+        });
     }
     Ok(pid)
 }
