@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// An error with what it came of, in one line.
-fn text(e: &dyn std::error::Error) -> String {
+pub fn text(e: &dyn std::error::Error) -> String {
     let mut out = e.to_string();
     let mut source = e.source();
     while let Some(s) = source {
@@ -21,13 +21,13 @@ fn text(e: &dyn std::error::Error) -> String {
 }
 
 /// The caller's descriptors that stand for things outside of the tree: 0 to 2, and others that it was given itself.
-pub fn external(m: &Manifest) -> Result<BTreeMap<i32, OwnedFd>, Error> {
+pub fn external(m: &Manifest, withheld: &[i32]) -> Result<BTreeMap<i32, OwnedFd>, Error> {
     let mut found = BTreeMap::new();
     for file in &m.files {
         let Kind::External(e) = &file.kind else {
             continue;
         };
-        if e.number < 0 || found.contains_key(&e.number) {
+        if e.number < 0 || withheld.contains(&e.number) || found.contains_key(&e.number) {
             continue;
         }
         let number = crate::sys::clone::borrow(e.number);
@@ -58,7 +58,7 @@ pub fn restore(plan: &Plan<'_>) -> Result<Vec<OwnedFd>, String> {
         let number = number.ok_or_else(|| std::io::Error::from_raw_os_error(libc::EBADF))?;
         crate::sys::clone::borrow(*number).try_clone_to_owned()
     };
-    let external = external(m).map_err(|e| text(&e))?;
+    let external = external(m, &plan.options.withheld).map_err(|e| text(&e))?;
     let twin = plan.options.twin;
     let let_go = || {
         if let Some(call) = plan.options.before_connections {

@@ -1,6 +1,7 @@
 //! Making processes again from a snapshot: `docs/snapshot.md`, section 5.
 
 mod child;
+pub mod copies;
 mod drive;
 mod files;
 mod host;
@@ -54,6 +55,9 @@ pub enum Error {
     /// The number is taken.
     #[error("process number {0} is in use; resume in a namespace of its own")]
     PidTaken(i32),
+    /// A copy in a namespace of its own could not be made.
+    #[error("a copy could not be made: {0}")]
+    Copy(String),
     /// A system call of ours.
     #[error("{0} failed")]
     Sys(&'static str, #[source] Errno),
@@ -84,6 +88,8 @@ pub struct Options<'a> {
     pub twin: bool,
     /// The caller is the init of a namespace in which the numbers are free.
     pub namespace: bool,
+    /// Descriptors of the caller that stand for nothing.
+    pub withheld: Vec<i32>,
     /// Where output goes for which the caller has no descriptor.
     pub log: Option<PathBuf>,
     /// Called in the new process before the first connection is made again: lets go of what holds the old ones.

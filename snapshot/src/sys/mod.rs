@@ -12,6 +12,7 @@ pub mod kcmp;
 pub mod limits;
 pub mod log;
 pub mod mapfile;
+pub mod netdev;
 pub mod pagemap;
 pub mod procmem;
 pub mod ptrace;
