@@ -65,6 +65,8 @@ pub struct Options {
     pub method: Method,
     /// Where journals are kept.
     pub journals: PathBuf,
+    /// Where it is noted which snapshots were verified.
+    pub records: PathBuf,
     /// The program that is started as guardian, as `PROGRAM rescue --watch`; none for tests.
     pub guardian: Option<PathBuf>,
     /// Terminals, pipes and sockets to the outside under the numbers 0, 1 and 2 become those of the resuming command.
@@ -88,6 +90,7 @@ impl Options {
             after: After::Runs,
             method: Method::Tracked,
             journals: journal::DIRECTORY.into(),
+            records: crate::image::verified::DIRECTORY.into(),
             guardian: None,
             stdio: true,
             external: Vec::new(),
@@ -370,6 +373,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     crate::fault::point("snapshot.publish");
     store::publish(&options.dir, &manifest, options.durable)?;
     dir.keep();
+    // The sums were made of the memory that was written. Without the record the first resume reads all of it.
+    let _ = crate::image::verified::record(&options.records, &options.dir, &manifest);
     report.total_us = us(begin.elapsed());
     report.durable_us = options.durable.then(|| us(begin.elapsed()));
     finish_target(options.after, kept, &targets, silenced)?;

@@ -5,6 +5,7 @@ pub mod manifest;
 pub mod pages;
 pub mod pageset;
 pub mod store;
+pub mod verified;
 pub mod verify;
 
 pub use error::Error;

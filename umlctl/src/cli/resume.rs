@@ -8,19 +8,18 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use snapshot::image::manifest::Manifest;
-use snapshot::image::{store, verify};
+use snapshot::image::{store, verified};
 use snapshot::resume::copies::{Copy, copy};
 use snapshot::resume::image::Snapshot;
 use snapshot::resume::{Error, Options, resume};
 use std::os::fd::AsFd;
+use std::path::Path;
 
 /// Makes running processes of a snapshot.
 pub fn run(a: &Resume, json: bool) -> Result<u8> {
     let manifest = store::load(&a.dir)?;
-    if a.verify {
-        verify::verify(&a.dir, &manifest)?;
-    }
-    let source = Snapshot::open(&a.dir, &manifest)?;
+    let records = Path::new(verified::DIRECTORY);
+    let source = Snapshot::open_verified(records, &a.dir, &manifest, a.verify)?;
     let options = Options {
         dir: a.dir.clone(),
         eager: a.eager,
