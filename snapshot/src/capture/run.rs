@@ -65,6 +65,8 @@ pub struct Options {
     pub method: Method,
     /// Where journals are kept.
     pub journals: PathBuf,
+    /// Where it is noted which snapshots were verified.
+    pub records: PathBuf,
     /// The program that is started as guardian, as `PROGRAM rescue --watch`; none for tests.
     pub guardian: Option<PathBuf>,
     /// Terminals, pipes and sockets to the outside under the numbers 0, 1 and 2 become those of the resuming command.
@@ -88,6 +90,7 @@ impl Options {
             after: After::Runs,
             method: Method::Tracked,
             journals: journal::DIRECTORY.into(),
+            records: crate::image::verified::DIRECTORY.into(),
             guardian: None,
             stdio: true,
             external: Vec::new(),
@@ -375,6 +378,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     crate::fault::point("snapshot.publish");
     store::publish(&options.dir, &manifest, options.durable)?;
     dir.keep();
+    // The sums were made of the memory that was written. Without the record the first resume reads all of it.
+    let _ = crate::image::verified::record(&options.records, &options.dir, &manifest);
     report.total_us = us(begin.elapsed());
     report.durable_us = options.durable.then(|| us(begin.elapsed()));
     if options.after == After::Killed {
@@ -424,14 +429,25 @@ fn finish_target(
         let pid = nix::unistd::Pid::from_raw(t.planned.pid);
         nix::sys::signal::kill(pid, signal).map_err(|e| Error::Call(t.planned.pid, "kill", e))?;
     }
-    drop(kept);
     if after == After::Killed {
+        // A traced thread stays a zombie until its tracer has seen its end, and its number is taken that long.
+        // The first thread ends last.
+        let goes_on = |tid: i32| {
+            let report = crate::sys::ptrace::wait(tid, true);
+            matches!(report, Ok(Some((_, r))) if !matches!(r, crate::sys::ptrace::Report::Ended(_)))
+        };
+        for stopped in kept {
+            for tid in stopped.into_threads().into_iter().rev() {
+                while goes_on(tid) {}
+            }
+        }
         // The peers are told nothing, so that a resume finds their connections open.
         for t in targets {
             wait_until_gone(t);
         }
         held.discard();
     } else {
+        drop(kept);
         held.release();
     }
     Ok(())
