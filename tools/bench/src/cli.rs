@@ -23,6 +23,11 @@ pub struct Cli {
 /// What the process is, if it is not the bench itself.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Snapshots of processes: the paper's Table 1 again, with umlctl
+    Table1(crate::table1::Options),
+    /// The program that table1 takes snapshots of
+    #[command(hide = true)]
+    Target(crate::table1::target::Options),
     /// One timed operation in a fresh process
     #[command(hide = true)]
     Client {
@@ -206,7 +211,7 @@ impl Drop for Plan {
 }
 
 /// A program in the directory of this one.
-fn beside_me(name: &str) -> Result<PathBuf> {
+pub fn beside_me(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe().context("finding myself")?;
     Ok(me.parent().unwrap_or_else(|| Path::new(".")).join(name))
 }

@@ -1,5 +1,6 @@
 //! Runs every row of the table "How fast" on cowfs and its peers, in interleaved rounds of one run: first unpinned,
-//! then with the clients and the daemons on one CPU. Writes `results.json`, `results.md` and plots.
+//! then with the clients and the daemons on one CPU. Writes `results.json`, `results.md` and plots. `bench table1` does the same for
+//! snapshots of processes.
 
 mod cli;
 mod client;
@@ -11,6 +12,7 @@ mod rows;
 mod run;
 mod source;
 mod sys;
+mod table1;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,10 @@ fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Client { op }) => client::main(&op).map(|()| ExitCode::SUCCESS),
+        Some(Command::Table1(options)) => table1::main(&options),
+        Some(Command::Target(options)) => {
+            table1::target::main(&options).map(|()| ExitCode::SUCCESS)
+        }
         None => bench(&cli.options),
     }
 }

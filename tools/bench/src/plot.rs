@@ -10,8 +10,17 @@ use crate::results::Results;
 use crate::rows::{id, short};
 use crate::run::Placement;
 
-/// One line of a plot: its label and its points (files, milliseconds).
-type Line = (String, Vec<(f64, f64)>);
+/// One line of a plot: its label and its points (files or bytes, milliseconds).
+pub type Line = (String, Vec<(f64, f64)>);
+
+/// The axis of a plot that is not time.
+#[derive(Debug, Clone, Copy)]
+pub struct Axis {
+    /// What it says
+    pub title: &'static str,
+    /// Its values for people
+    pub show: fn(u64) -> String,
+}
 
 /// Writes a plot for each placement and operation that was measured.
 pub fn write(plan: &Plan, results: &Results) -> Result<()> {
@@ -23,7 +32,11 @@ pub fn write(plan: &Plan, results: &Results) -> Result<()> {
             }
             let path = plan.out.join(format!("{what}-{}.svg", placement.name()));
             let title = format!("{what} after 100 changed files ({})", placement.name());
-            draw(&path, &title, &lines).map_err(|e| anyhow!("drawing {}: {e}", path.display()))?;
+            let axis = Axis {
+                title: "files",
+                show: short,
+            };
+            draw(&path, &title, axis, &lines)?;
         }
     }
     Ok(())
@@ -55,7 +68,17 @@ fn lines(plan: &Plan, results: &Results, placement: Placement, what: &str) -> Ve
     lines
 }
 
-fn draw(path: &Path, title: &str, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
+/// Draws lines over logarithmic axes.
+pub fn draw(path: &Path, title: &str, axis: Axis, lines: &[Line]) -> Result<()> {
+    try_draw(path, title, axis, lines).map_err(|e| anyhow!("drawing {}: {e}", path.display()))
+}
+
+fn try_draw(
+    path: &Path,
+    title: &str,
+    axis: Axis,
+    lines: &[Line],
+) -> Result<(), Box<dyn std::error::Error>> {
     let all = || lines.iter().flat_map(|l| l.1.iter());
     let bounds = |f: fn(&(f64, f64)) -> f64| {
         let low = all().map(f).fold(f64::INFINITY, f64::min);
@@ -77,13 +100,13 @@ fn draw(path: &Path, title: &str, lines: &[Line]) -> Result<(), Box<dyn std::err
         )?;
     chart
         .configure_mesh()
-        .x_desc("files")
+        .x_desc(axis.title)
         .y_desc("milliseconds")
-        .x_label_formatter(&|x| short(x.round() as u64))
+        .x_label_formatter(&|x| (axis.show)(x.round() as u64))
         .y_label_formatter(&|y| format!("{y}"))
         .light_line_style(WHITE)
         .draw()?;
-    let colours = [RED, MAGENTA, BLUE, GREEN, BLACK];
+    let colours = [RED, MAGENTA, BLUE, GREEN, BLACK, CYAN, RGBColor(160, 90, 0)];
     for (i, (label, points)) in lines.iter().enumerate() {
         let colour = colours[i % colours.len()];
         chart

@@ -132,27 +132,7 @@ pub struct Results {
 impl Results {
     /// Nothing measured yet.
     pub fn new(plan: &Plan) -> Self {
-        let mut about = BTreeMap::new();
-        let read = |p: &str| std::fs::read_to_string(p).unwrap_or_default();
-        about.insert(
-            "kernel".into(),
-            read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        );
-        let cpu = read("/proc/cpuinfo");
-        let model = cpu
-            .lines()
-            .find_map(|l| l.strip_prefix("model name"))
-            .unwrap_or("");
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        about.insert(
-            "cpus".into(),
-            format!("{cpus} x {}", model.trim_start_matches([' ', '\t', ':'])),
-        );
-        let kb = read("/proc/meminfo")
-            .split_whitespace()
-            .nth(1)
-            .and_then(|w| w.parse::<u64>().ok());
-        about.insert("memory".into(), format!("{} MB", kb.unwrap_or(0) / 1000));
+        let mut about = machine();
         about.insert(
             "sizes".into(),
             if plan.quick { "quick" } else { "full" }.into(),
@@ -266,6 +246,32 @@ impl Results {
             }
         }
     }
+}
+
+/// Facts about this machine.
+pub fn machine() -> BTreeMap<String, String> {
+    let mut about = BTreeMap::new();
+    let read = |p: &str| std::fs::read_to_string(p).unwrap_or_default();
+    about.insert(
+        "kernel".into(),
+        read("/proc/sys/kernel/osrelease").trim().to_owned(),
+    );
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or("");
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    about.insert(
+        "cpus".into(),
+        format!("{cpus} x {}", model.trim_start_matches([' ', '\t', ':'])),
+    );
+    let kb = read("/proc/meminfo")
+        .split_whitespace()
+        .nth(1)
+        .and_then(|w| w.parse::<u64>().ok());
+    about.insert("memory".into(), format!("{} MB", kb.unwrap_or(0) / 1000));
+    about
 }
 
 /// Median; the mean of the middle two for an even number.
