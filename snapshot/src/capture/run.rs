@@ -230,6 +230,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         });
     }
     let guardian = Guardian::start(options, &targets)?;
+    // Dropped before the guardian, which is needed until they are tidied up.
+    let mut targets = targets;
     for t in &mut targets {
         t.prepare(options, &pages, parent.as_ref(), &mut report)?;
     }
@@ -646,7 +648,9 @@ impl Target {
         if let Err(e) = undo(&mut self.journal)
             && !matches!(
                 e,
-                crate::target::Error::Ended(_) | crate::target::Error::Proc(_)
+                crate::target::Error::Ended(_)
+                    | crate::target::Error::Changed(_)
+                    | crate::target::Error::Proc(_)
             )
         {
             tracing::error!(pid, error = %e, "could not tidy the process up; `umlctl rescue` can");
@@ -750,14 +754,14 @@ fn is_leftover(path: &Path) -> bool {
 
 /// The process that repairs targets if we die.
 #[derive(Debug)]
-struct Guardian(Option<std::process::Child>);
+struct Guardian(Option<std::process::Child>, Vec<PathBuf>);
 
 impl Guardian {
     fn start(options: &Options, targets: &[Target]) -> Result<Self, Error> {
         use std::io::Read;
         use std::process::{Command, Stdio};
         let Some(program) = &options.guardian else {
-            return Ok(Self(None));
+            return Ok(Self(None, Vec::new()));
         };
         let fail = |e| Error::Guardian(program.clone(), e);
         let mut command = Command::new(program);
@@ -776,7 +780,8 @@ impl Guardian {
         if let Some(out) = &mut child.stdout {
             out.read_exact(&mut byte).map_err(fail)?;
         }
-        Ok(Self(Some(child)))
+        let journals = targets.iter().map(|t| t.journal.path().into());
+        Ok(Self(Some(child), journals.collect()))
     }
 
     fn end(self) {
@@ -786,6 +791,11 @@ impl Guardian {
 
 impl Drop for Guardian {
     fn drop(&mut self) {
+        let active = |p: &PathBuf| Journal::look(p).is_ok_and(|r| r.active);
+        if self.1.iter().any(active) {
+            // It repairs after our end what we could not.
+            return;
+        }
         if let Some(child) = &mut self.0 {
             let _ = child.kill();
             let _ = child.wait();

@@ -96,7 +96,7 @@ fn exit_code(e: &anyhow::Error) -> u8 {
         }
         if matches!(
             cause.downcast_ref::<Target>(),
-            Some(Target::Traced(..) | Target::NeedsRescue(_))
+            Some(Target::Traced(..) | Target::NeedsRescue(_) | Target::InUse(_))
         ) {
             return code::LOCKED;
         }
