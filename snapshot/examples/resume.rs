@@ -1,7 +1,11 @@
-//! Resumes a snapshot whose manifest is plain JSON (`manifest.json`), waits for its root, and passes its exit status on.
+//! Resumes a snapshot (of the capture, or one whose manifest is plain JSON, `manifest.json`), waits for its root, and passes its exit status on.
 //! For tests: the harness has threads, and a resume must start from a process that has one.
 
-use snapshot::resume::{Options, resume, source::Plain};
+use snapshot::image::manifest::Manifest;
+use snapshot::image::store;
+use snapshot::resume::image::Snapshot;
+use snapshot::resume::source::{PageSource, Plain};
+use snapshot::resume::{Options, resume};
 use std::path::PathBuf;
 
 fn main() {
@@ -15,10 +19,20 @@ fn main() {
             a => dir = a.into(),
         }
     }
-    let text = std::fs::read(dir.join("manifest.json")).expect("manifest");
-    let manifest = serde_json::from_slice(&text).expect("manifest");
-    let source = Plain::open(&dir).expect("pages");
-    match resume(&manifest, &source, options) {
+    options.dir.clone_from(&dir);
+    let (manifest, source): (Manifest, Box<dyn PageSource>) =
+        match std::fs::read(dir.join("manifest.json")) {
+            Ok(text) => (
+                serde_json::from_slice(&text).expect("manifest"),
+                Box::new(Plain::open(&dir).expect("pages")),
+            ),
+            Err(_) => {
+                let manifest = store::load(&dir).expect("manifest");
+                let source = Snapshot::open(&dir, &manifest).expect("pages");
+                (manifest, Box::new(source))
+            }
+        };
+    match resume(&manifest, &*source, &options) {
         Ok(r) => {
             let pager = r.pager.unwrap_or(0);
             eprintln!(

@@ -2,9 +2,10 @@
 //! could take memory away wait until all is saved.
 
 use crate::sys::ptrace::{self, Report};
+use crate::target::stop::mend;
 use crate::target::{Error, Stopped};
 use nix::errno::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
@@ -12,6 +13,9 @@ const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACEEXIT;
+
+/// How long is waited for threads that cannot be stopped.
+const GIVE_UP: Duration = Duration::from_secs(5);
 
 /// Threads that are being held.
 #[derive(Debug)]
@@ -24,7 +28,6 @@ struct Held {
 
 /// Lets all threads of `stopped` run until `done` says so, and lets them go for good.
 ///
-/// A thread that cannot be stopped again at the end (it waits for a disk) is waited for.
 pub fn run(stopped: Vec<Stopped>, done: &dyn Fn() -> bool) -> Result<(), Error> {
     let mut threads = HashMap::new();
     for s in stopped {
@@ -61,6 +64,15 @@ pub fn run(stopped: Vec<Stopped>, done: &dyn Fn() -> bool) -> Result<(), Error> 
 }
 
 fn handle(threads: &mut HashMap<i32, Held>, tid: i32, report: Report) {
+    if let Report::Event(event) = report
+        && makes(event)
+        && let Ok(new) = ptrace::event_message(tid)
+    {
+        threads.entry(new as i32).or_insert(Held {
+            inside: false,
+            waits: false,
+        });
+    }
     // A new thread, or the child of a fork, reports before or after its parent does.
     let held = threads.entry(tid).or_insert(Held {
         inside: false,
@@ -97,38 +109,70 @@ fn handle(threads: &mut HashMap<i32, Held>, tid: i32, report: Report) {
 }
 
 /// Stops every thread once more, where it may be let go, and lets it go.
+///
+/// A thread that waits in the kernel for long (for a child of vfork that does not start its program, or a dead disk) is
+/// given up: the kernel lets it go when this program ends.
 fn let_go(threads: HashMap<i32, Held>) -> Result<(), Error> {
-    let mut running = Vec::new();
+    let mut running = HashSet::new();
     for (tid, held) in threads {
-        if held.waits {
-            let _ = ptrace::detach(tid, 0);
-        } else if ptrace::interrupt(tid).is_ok() {
-            running.push(tid);
+        // One that waits and was killed meanwhile is on its way to its end, and stops once more there.
+        if !held.waits || ptrace::detach(tid, 0).is_err() {
+            let _ = ptrace::interrupt(tid);
+            running.insert(tid);
         }
     }
     let begin = Instant::now();
-    let mut warned = false;
     while !running.is_empty() {
-        running.retain(|&tid| match ptrace::wait(tid, false) {
-            Ok(None) => true,
-            Ok(Some((_, Report::Signal(signal)))) => {
-                ptrace::detach(tid, signal).is_err_and(|e| e != Errno::ESRCH)
+        let (tid, report) = match ptrace::wait_own() {
+            Ok(Some(r)) => r,
+            Ok(None) => {
+                if begin.elapsed() > Duration::from_millis(2) {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                if begin.elapsed() > GIVE_UP {
+                    tracing::warn!(
+                        ?running,
+                        "threads wait in the kernel and are let go when this program ends"
+                    );
+                    return Ok(());
+                }
+                continue;
             }
-            Ok(Some((_, Report::Ended(_)))) | Err(_) => false,
-            Ok(Some(_)) => ptrace::detach(tid, 0).is_err_and(|e| e != Errno::ESRCH),
-        });
-        if begin.elapsed() > Duration::from_millis(2) {
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        if !warned && begin.elapsed() > Duration::from_secs(5) {
-            warned = true;
-            tracing::warn!(
-                ?running,
-                "threads wait in the kernel and cannot be let go yet"
-            );
+            Err(Errno::ECHILD) => break,
+            Err(e) => return Err(Error::Ptrace(-1, "waitpid", e)),
+        };
+        running.remove(&tid);
+        let signal = match report {
+            Report::Ended(_) => continue,
+            Report::Signal(signal) => signal,
+            Report::Event(event) => {
+                // What it has just made is attached too, and has stopped or is about to.
+                if makes(event)
+                    && let Ok(new) = ptrace::event_message(tid)
+                {
+                    running.insert(new as i32);
+                }
+                0
+            }
+            Report::Interrupted => {
+                mend(tid);
+                0
+            }
+            _ => 0,
+        };
+        if ptrace::detach(tid, signal).is_err() {
+            // Killed while it stood still: its end is reported next.
+            running.insert(tid);
         }
     }
     Ok(())
+}
+
+fn makes(event: i32) -> bool {
+    matches!(
+        event,
+        libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK
+    )
 }
 
 /// Whether a system call can make memory of the process, or its content, go away.

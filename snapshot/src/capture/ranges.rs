@@ -254,12 +254,10 @@ fn shared_kind(file: &File, path: &Path, deleted: bool) -> Option<SharedKind> {
         let key = u32::from_str_radix(key, 16)
             .unwrap_or_default()
             .cast_signed();
-        let meta = file.metadata().ok()?;
-        Some(SharedKind::SysV(
-            meta.ino() as i32,
-            key,
-            meta.mode() & 0o777,
-        ))
+        let id = file.metadata().ok()?.ino() as i32;
+        // The file's own mode says nothing; and a segment that waits for its end has lost its key.
+        let mode = crate::sys::sysv::segment(id).map_or(0o600, |s| s.mode & 0o1777);
+        Some(SharedKind::SysV(id, key, mode))
     } else if tmpfs && deleted {
         Some(SharedKind::TmpfsUnlinked(path.into()))
     } else if tmpfs {

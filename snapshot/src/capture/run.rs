@@ -65,6 +65,8 @@ pub struct Options {
     pub method: Method,
     /// Where journals are kept.
     pub journals: PathBuf,
+    /// Where it is noted which snapshots were verified.
+    pub records: PathBuf,
     /// The program that is started as guardian, as `PROGRAM rescue --watch`; none for tests.
     pub guardian: Option<PathBuf>,
     /// Terminals, pipes and sockets to the outside under the numbers 0, 1 and 2 become those of the resuming command.
@@ -88,6 +90,7 @@ impl Options {
             after: After::Runs,
             method: Method::Tracked,
             journals: journal::DIRECTORY.into(),
+            records: crate::image::verified::DIRECTORY.into(),
             guardian: None,
             stdio: true,
             external: Vec::new(),
@@ -227,6 +230,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         });
     }
     let guardian = Guardian::start(options, &targets)?;
+    // Dropped before the guardian, which is needed until they are tidied up.
+    let mut targets = targets;
     for t in &mut targets {
         t.prepare(options, &pages, parent.as_ref(), &mut report)?;
     }
@@ -375,6 +380,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     crate::fault::point("snapshot.publish");
     store::publish(&options.dir, &manifest, options.durable)?;
     dir.keep();
+    // The sums were made of the memory that was written. Without the record the first resume reads all of it.
+    let _ = crate::image::verified::record(&options.records, &options.dir, &manifest);
     report.total_us = us(begin.elapsed());
     report.durable_us = options.durable.then(|| us(begin.elapsed()));
     if options.after == After::Killed {
@@ -424,14 +431,25 @@ fn finish_target(
         let pid = nix::unistd::Pid::from_raw(t.planned.pid);
         nix::sys::signal::kill(pid, signal).map_err(|e| Error::Call(t.planned.pid, "kill", e))?;
     }
-    drop(kept);
     if after == After::Killed {
+        // A traced thread stays a zombie until its tracer has seen its end, and its number is taken that long.
+        // The first thread ends last.
+        let goes_on = |tid: i32| {
+            let report = crate::sys::ptrace::wait(tid, true);
+            matches!(report, Ok(Some((_, r))) if !matches!(r, crate::sys::ptrace::Report::Ended(_)))
+        };
+        for stopped in kept {
+            for tid in stopped.into_threads().into_iter().rev() {
+                while goes_on(tid) {}
+            }
+        }
         // The peers are told nothing, so that a resume finds their connections open.
         for t in targets {
             wait_until_gone(t);
         }
         held.discard();
     } else {
+        drop(kept);
         held.release();
     }
     Ok(())
@@ -630,7 +648,9 @@ impl Target {
         if let Err(e) = undo(&mut self.journal)
             && !matches!(
                 e,
-                crate::target::Error::Ended(_) | crate::target::Error::Proc(_)
+                crate::target::Error::Ended(_)
+                    | crate::target::Error::Changed(_)
+                    | crate::target::Error::Proc(_)
             )
         {
             tracing::error!(pid, error = %e, "could not tidy the process up; `umlctl rescue` can");
@@ -734,14 +754,14 @@ fn is_leftover(path: &Path) -> bool {
 
 /// The process that repairs targets if we die.
 #[derive(Debug)]
-struct Guardian(Option<std::process::Child>);
+struct Guardian(Option<std::process::Child>, Vec<PathBuf>);
 
 impl Guardian {
     fn start(options: &Options, targets: &[Target]) -> Result<Self, Error> {
         use std::io::Read;
         use std::process::{Command, Stdio};
         let Some(program) = &options.guardian else {
-            return Ok(Self(None));
+            return Ok(Self(None, Vec::new()));
         };
         let fail = |e| Error::Guardian(program.clone(), e);
         let mut command = Command::new(program);
@@ -760,7 +780,8 @@ impl Guardian {
         if let Some(out) = &mut child.stdout {
             out.read_exact(&mut byte).map_err(fail)?;
         }
-        Ok(Self(Some(child)))
+        let journals = targets.iter().map(|t| t.journal.path().into());
+        Ok(Self(Some(child), journals.collect()))
     }
 
     fn end(self) {
@@ -770,6 +791,11 @@ impl Guardian {
 
 impl Drop for Guardian {
     fn drop(&mut self) {
+        let active = |p: &PathBuf| Journal::look(p).is_ok_and(|r| r.active);
+        if self.1.iter().any(active) {
+            // It repairs after our end what we could not.
+            return;
+        }
         if let Some(child) = &mut self.0 {
             let _ = child.kill();
             let _ = child.wait();

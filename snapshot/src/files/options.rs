@@ -90,6 +90,9 @@ pub(super) fn capture(fd: BorrowedFd, family: i32, kind: i32) -> Vec<SocketOptio
     for &(level, name) in TABLE {
         if (family == libc::AF_UNIX && level != SOCKET)
             || (level == TCP && kind != libc::SOCK_STREAM)
+            // An accepted connection shows what its peer's packet had, and nothing can be set there.
+            || (kind == libc::SOCK_STREAM
+                && matches!((level, name), (IP, libc::IP_MULTICAST_TTL | libc::IP_MULTICAST_LOOP)))
         {
             continue;
         }

@@ -6,6 +6,7 @@ pub mod pack;
 pub mod pages;
 pub mod pageset;
 pub mod store;
+pub mod verified;
 pub mod verify;
 
 pub use error::Error;

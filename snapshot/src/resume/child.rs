@@ -1,11 +1,12 @@
 //! What a new process does in ordinary Rust, before its memory is exchanged; and the first calls of its table.
 
-use super::table::{Arg, Expect, MESSAGE, Script, TableId};
-use super::{Plan, memory::Fill};
+use super::table::{Arg, Expect, MESSAGE, READY, Script, TableId};
+use super::{Plan, files};
 use crate::image::manifest::Process;
 use crate::sys::clone::{CloneArgs, Fork, exit_now, fork, own_rseq};
 use nix::errno::Errno;
 use nix::unistd::Pid;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// The C library registered an area for the thread that forked; it is about to be unmapped.
@@ -60,9 +61,9 @@ pub fn thread(script: &mut Script, leader: TableId, table: TableId, tid: i32) {
     );
 }
 
-/// Becomes the process: never comes back.
-pub fn become_process(plan: &Plan<'_>, p: &Process) -> ! {
-    let run = std::panic::AssertUnwindSafe(|| prepare(plan, p));
+/// Becomes the process: never comes back. The root makes the open files, the others inherit them.
+pub fn become_process(plan: &Plan<'_>, p: &Process, made: Option<Vec<OwnedFd>>) -> ! {
+    let run = std::panic::AssertUnwindSafe(|| prepare(plan, p, made));
     let message = match std::panic::catch_unwind(run) {
         Ok(Ok(())) => {
             if let Some(t) = plan.tables.iter().find(|t| t.pid == p.pid) {
@@ -73,7 +74,7 @@ pub fn become_process(plan: &Plan<'_>, p: &Process) -> ! {
         Ok(Err(message)) => message,
         Err(_) => "panic".into(),
     };
-    let mut bytes = message.into_bytes();
+    let mut bytes = format!("{} {message}", p.pid).into_bytes();
     bytes.truncate(1000);
     bytes.push(0);
     plan.scratch.write(MESSAGE, &bytes);
@@ -87,34 +88,48 @@ where
     move |e| format!("{what} failed: {e}")
 }
 
-fn prepare(plan: &Plan<'_>, p: &Process) -> Result<(), String> {
+fn prepare(plan: &Plan<'_>, p: &Process, made: Option<Vec<OwnedFd>>) -> Result<(), String> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
         .map_err(to("PR_SET_PDEATHSIG"))?;
-    descriptors(plan, p)?;
-    std::env::set_current_dir(&p.cwd).map_err(to("chdir"))?;
-    if p.root != std::path::Path::new("/") {
-        // The working directory may be outside of it, and stays open.
-        nix::unistd::chroot(&p.root).map_err(to("chroot"))?;
-    }
+    let made = match made {
+        Some(made) => made,
+        None => files::restore(plan)?,
+    };
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(p.umask));
     let persona = nix::sys::personality::Persona::from_bits_retain(p.personality as i32);
     nix::sys::personality::set(persona).map_err(to("personality"))?;
     // Lowering it needs CAP_SYS_RESOURCE; a process that is killed a little earlier is better than none.
     let _ = std::fs::write("/proc/self/oom_score_adj", p.oom_score_adj.to_string());
-    children(plan, p, true)?;
+    let made = children(plan, p, true, made)?;
     session(plan, p)?;
-    children(plan, p, false)
-}
-
-// HOOK(files): `files::restore` gives what this process has open; until it is merged, 0 to 2 are inherited and no other is.
-fn descriptors(plan: &Plan<'_>, _p: &Process) -> Result<(), String> {
-    let h = &plan.helpers;
-    crate::sys::clone::close_range(3, h.first - 1).map_err(to("close_range"))?;
-    if plan.fill == Fill::Lazy {
+    let made = children(plan, p, false, made)?;
+    if plan.lazy() {
         let fd = crate::sys::fill::create().map_err(to("userfaultfd"))?;
-        crate::sys::clone::move_to(fd, h.uffd).map_err(to("dup3"))?;
+        crate::sys::clone::move_to(fd, plan.helpers.uffd).map_err(to("dup3"))?;
+    }
+    files::install(plan, p, made)?;
+    all_there(plan)?;
+    files::complete(plan, p)?;
+    std::env::set_current_dir(&p.cwd).map_err(to("chdir"))?;
+    if p.root != std::path::Path::new("/") {
+        // The working directory may be outside of it, and stays open.
+        nix::unistd::chroot(&p.root).map_err(to("chroot"))?;
     }
     Ok(())
+}
+
+/// Waits until all processes have made their children.
+fn all_there(plan: &Plan<'_>) -> Result<(), String> {
+    let all = plan.tables.len() as u64;
+    plan.scratch.increment(READY);
+    for _ in 0..3000 {
+        let now = plan.scratch.word(READY);
+        if now >= all {
+            return Ok(());
+        }
+        plan.scratch.wait(READY, now as u32, 20);
+    }
+    Err("not all processes of the tree were made".into())
 }
 
 /// Session and group. A leader makes its own; a group's leader may not be there yet.
@@ -141,7 +156,12 @@ fn session(plan: &Plan<'_>, p: &Process) -> Result<(), String> {
 }
 
 /// Children that are in another session than their parent, and lead none, were made before their parent made its own.
-fn children(plan: &Plan<'_>, p: &Process, early: bool) -> Result<(), String> {
+fn children(
+    plan: &Plan<'_>,
+    p: &Process,
+    early: bool,
+    made: Vec<OwnedFd>,
+) -> Result<Vec<OwnedFd>, String> {
     for c in &plan.manifest.processes[1..] {
         let first = p.sid == p.pid && c.sid != p.sid && c.sid != c.pid;
         if c.ppid != p.pid || c.pid == p.pid || first != early {
@@ -150,7 +170,7 @@ fn children(plan: &Plan<'_>, p: &Process, early: bool) -> Result<(), String> {
         match fork(0, c.exit_signal, Some(c.pid)).map_err(to("clone3"))? {
             Fork::Parent(_) => {}
             Fork::Child => match c.zombie {
-                None => become_process(plan, c),
+                None => become_process(plan, c, Some(made)),
                 Some(status) => {
                     let _ = session(plan, c);
                     end_as(status)
@@ -158,7 +178,7 @@ fn children(plan: &Plan<'_>, p: &Process, early: bool) -> Result<(), String> {
             },
         }
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Ends with a status as of wait(2).

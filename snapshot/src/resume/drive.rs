@@ -3,7 +3,7 @@
 use super::memory::Fill;
 use super::source::PageSource;
 use super::{Error, Plan, Tables, child, sys};
-use crate::image::manifest::{Backing, Process, Thread};
+use crate::image::manifest::{Backing, Manifest, Process, Thread};
 use crate::sys::clone::{Fork, fork};
 use crate::sys::ptrace::{self, Regs, Report};
 use crate::sys::remote;
@@ -14,6 +14,8 @@ use std::os::fd::AsFd;
 
 /// How long a new process may take; far more than it needs, unless the disk is slow.
 const PATIENCE_MS: i64 = 60_000;
+/// How long numbers of processes that have ended are waited for.
+const NUMBER_MS: i64 = 5_000;
 
 /// Makes the root process, and waits until all of them have run their tables. On failure all are ended.
 pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
@@ -26,7 +28,7 @@ pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
     .map_err(sys("sigprocmask"))?;
     let made = fork(0, libc::SIGCHLD, Some(root.pid));
     if made == Ok(Fork::Child) {
-        child::become_process(plan, root);
+        child::become_process(plan, root, None);
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None).map_err(sys("sigprocmask"))?;
     let pid = match made {
@@ -40,15 +42,51 @@ pub fn start(plan: &Plan<'_>, root: &Process) -> Result<i32, Error> {
         .and_then(|()| plan.tables.iter().try_for_each(|t| wait(plan, pid, t)));
     if let Err(e) = result {
         end(pid);
-        return Err(e);
+        // One that could not be attached had ended before, and says why.
+        let said = plan.scratch.word(super::table::MESSAGE) != 0;
+        return Err(match plan.tables.first() {
+            Some(t) if said => why(plan, t),
+            _ => e,
+        });
     }
     Ok(pid)
+}
+
+/// Whether the numbers of all processes and threads are free. Those of processes that have just been killed may not be,
+/// for a moment: zombies have them, or are in groups and sessions of that number. They are waited for.
+pub fn numbers_free(m: &Manifest) -> Result<(), Error> {
+    let used = |n: i32| {
+        let group = nix::unistd::Pid::from_raw(-n);
+        std::path::Path::new(&format!("/proc/{n}")).exists()
+            || (n > 1 && nix::sys::signal::kill(group, None) != Err(Errno::ESRCH))
+    };
+    let all = |p: &Process| -> Vec<i32> {
+        let threads = p.threads.iter().map(|t| t.tid);
+        threads.chain([p.pid]).collect()
+    };
+    for n in m.processes.iter().flat_map(all) {
+        let mut waited = 0;
+        while used(n) {
+            let lives = crate::proc::stat(n).is_ok_and(|s| !"ZX".contains(s.state));
+            if lives || waited > NUMBER_MS {
+                return Err(Error::PidTaken(n));
+            }
+            waited += 10;
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    Ok(())
 }
 
 fn wait(plan: &Plan<'_>, root: i32, t: &Tables) -> Result<(), Error> {
     let mut waited = 0;
     while !plan.script.wait(&plan.scratch, t.leader, 20) {
         waited += 20;
+        if plan.scratch.word(super::table::MESSAGE) != 0 {
+            // Its text is complete when the process that wrote it has ended.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            return Err(why(plan, t));
+        }
         // Not reaped: its end is noticed by a stop or an end of the root only; others are the root's children.
         let gone = match ptrace::wait(root, false) {
             Ok(None) => waited > PATIENCE_MS,
@@ -73,7 +111,8 @@ fn why(plan: &Plan<'_>, t: &Tables) -> Error {
     let end = message.iter().position(|&b| b == 0).unwrap_or(0);
     if end > 0 {
         let message = String::from_utf8_lossy(&message[..end]).into_owned();
-        return Error::Child(t.pid, message);
+        let (pid, message) = message.split_once(' ').unwrap_or(("", &message));
+        return Error::Child(pid.parse().unwrap_or(t.pid), message.to_owned());
     }
     for &table in t.threads.iter().chain([&t.leader]) {
         if let Err(e) = plan.script.check(&plan.scratch, table) {

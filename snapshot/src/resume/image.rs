@@ -4,7 +4,7 @@ use super::source::{PageSource, Run};
 use crate::image::index::Index;
 use crate::image::manifest::Manifest;
 use crate::image::pages::PagesReader;
-use crate::image::verify;
+use crate::image::{verified, verify};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -19,6 +19,18 @@ impl Snapshot {
     /// Opens the pages of the snapshot in `dir`, and checks the index against the manifest.
     pub fn open(dir: &Path, manifest: &Manifest) -> Result<Self, crate::image::Error> {
         let (index, pages) = verify::open(dir, manifest)?;
+        Ok(Self { index, pages })
+    }
+
+    /// The same, with all pages checked, unless that was done since the machine was started and nothing has changed. With
+    /// `again` they are checked in any case.
+    pub fn open_verified(
+        records: &Path,
+        dir: &Path,
+        manifest: &Manifest,
+        again: bool,
+    ) -> Result<Self, crate::image::Error> {
+        let (index, pages) = verified::open(records, dir, manifest, again)?;
         Ok(Self { index, pages })
     }
 }

@@ -25,6 +25,12 @@ pub struct Helpers {
     pub files: HashMap<(PathBuf, bool), i32>,
     /// Shared objects, by number.
     pub shared: HashMap<u32, i32>,
+    /// System V segments, by number of the shared object.
+    pub sysv: HashMap<u32, i32>,
+    /// Those that were made.
+    pub made_segments: Vec<i32>,
+    /// Those that go away when nobody has them any more.
+    pub ending_segments: Vec<i32>,
     /// The program's file of each process, by its number.
     pub exe: HashMap<i32, i32>,
     /// The files with pages, by layer.
@@ -46,6 +52,12 @@ impl Helpers {
             uffd: first - 1,
             ..Helpers::default()
         }
+    }
+
+    /// Their numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = i32> + '_ {
+        use std::os::fd::AsRawFd;
+        self.open.iter().map(AsRawFd::as_raw_fd)
     }
 
     /// Takes a descriptor's number, to close it later.
@@ -288,6 +300,11 @@ fn map_range(
 ) -> Result<(), Error> {
     let len = r.end - r.start;
     let shared = r.flags & libc::MAP_SHARED != 0;
+    if let Backing::Shared { object, offset } = &r.backing
+        && let Some(&id) = x.helpers.sysv.get(object)
+    {
+        return attach(c, r, id, *offset);
+    }
     let kind = if shared {
         libc::MAP_SHARED
     } else {
@@ -350,6 +367,39 @@ fn map_range(
                 &[r.start.into(), len.into(), (r.prot as u64).into()],
             );
         }
+    }
+    Ok(())
+}
+
+/// A System V segment is attached whole.
+fn attach(c: &mut Calls<'_>, r: &Range, id: i32, offset: u64) -> Result<(), Error> {
+    let size = crate::sys::sysv::segment(id)
+        .map_err(super::sys("shmctl"))?
+        .size;
+    if offset != 0 || size.next_multiple_of(4096) != r.end - r.start {
+        return Err(Error::Host(
+            "a part of System V shared memory is mapped, which is not resumed".into(),
+        ));
+    }
+    let write = r.prot & libc::PROT_WRITE != 0;
+    let flags = if write { 0 } else { libc::SHM_RDONLY };
+    c.script.call(
+        c.table,
+        "attaching System V shared memory",
+        libc::SYS_shmat,
+        &[(id as u64).into(), r.start.into(), (flags as u64).into()],
+        Expect::Exactly(r.start),
+    );
+    if r.prot & !libc::PROT_WRITE != libc::PROT_READ {
+        c.ok(
+            "protecting a range",
+            libc::SYS_mprotect,
+            &[
+                r.start.into(),
+                (r.end - r.start).into(),
+                (r.prot as u64).into(),
+            ],
+        );
     }
     Ok(())
 }

@@ -1,12 +1,15 @@
 //! Making processes again from a snapshot: `docs/snapshot.md`, section 5.
 
 mod child;
+pub mod copies;
 mod drive;
+mod files;
 mod host;
 pub mod image;
 mod memory;
 mod open;
 mod pager;
+mod shared;
 pub mod source;
 mod state;
 mod table;
@@ -52,6 +55,9 @@ pub enum Error {
     /// The number is taken.
     #[error("process number {0} is in use; resume in a namespace of its own")]
     PidTaken(i32),
+    /// A copy in a namespace of its own could not be made.
+    #[error("a copy could not be made: {0}")]
+    Copy(String),
     /// A system call of ours.
     #[error("{0} failed")]
     Sys(&'static str, #[source] Errno),
@@ -71,10 +77,33 @@ fn sys(what: &'static str) -> impl Fn(Errno) -> Error {
 }
 
 /// How to resume.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
+#[derive(Clone, Default)]
+pub struct Options<'a> {
+    /// The snapshot's directory, for the files that are saved in it.
+    pub dir: PathBuf,
     /// Fill all memory before the first instruction.
     pub eager: bool,
+    /// The original, or another copy, may run: connections are reset, contended locks are left, shared memory is the
+    /// copy's own.
+    pub twin: bool,
+    /// The caller is the init of a namespace in which the numbers are free.
+    pub namespace: bool,
+    /// Descriptors of the caller that stand for nothing.
+    pub withheld: Vec<i32>,
+    /// Where output goes for which the caller has no descriptor.
+    pub log: Option<PathBuf>,
+    /// Called in the new process before the first connection is made again: lets go of what holds the old ones.
+    pub before_connections: Option<&'a dyn Fn()>,
+}
+
+impl std::fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("dir", &self.dir)
+            .field("eager", &self.eager)
+            .field("twin", &self.twin)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A resumed process tree.
@@ -105,30 +134,40 @@ struct Plan<'a> {
     scratch: Scratch,
     helpers: Helpers,
     fill: Fill,
+    options: &'a Options<'a>,
     /// Where in the vdso a `syscall` instruction is, for each process.
     syscall: u64,
+}
+
+impl Plan<'_> {
+    fn lazy(&self) -> bool {
+        self.fill == Fill::Lazy
+    }
 }
 
 /// Resumes a snapshot. The calling process must have a single thread, and becomes the parent.
 pub fn resume(
     manifest: &Manifest,
     source: &dyn PageSource,
-    options: Options,
+    options: &Options<'_>,
 ) -> Result<Resumed, Error> {
     let start = Instant::now();
     let maps = crate::proc::maps(std::process::id() as i32)?;
     let vdso = OwnVdso::find(&maps);
     let syscall = host::check(&manifest.host, &vdso)?;
     host::check_manifest(manifest)?;
-    let fill = if options.eager {
-        Fill::Eager
-    } else {
-        Fill::Lazy
-    };
-    let plan = plan(manifest, source, fill, vdso, syscall, &maps)?;
+    let plan = plan(manifest, source, options, vdso, syscall, &maps)?;
     let root = &manifest.processes[0];
-    let pid = drive::start(&plan, root)?;
-    let pager = drive::release(&plan, source, pid)?;
+    let made =
+        drive::start(&plan, root).and_then(|pid| Ok((pid, drive::release(&plan, source, pid)?)));
+    let segments = match made {
+        Ok(_) => &plan.helpers.ending_segments,
+        Err(_) => &plan.helpers.made_segments,
+    };
+    for &id in segments {
+        let _ = crate::sys::sysv::remove(id);
+    }
+    let (pid, pager) = made?;
     Ok(Resumed {
         pid,
         pager,
@@ -139,18 +178,26 @@ pub fn resume(
 fn plan<'a>(
     manifest: &'a Manifest,
     source: &dyn PageSource,
-    fill: Fill,
+    options: &'a Options<'a>,
     vdso: OwnVdso,
     syscall: u64,
     maps: &[crate::proc::Map],
 ) -> Result<Plan<'a>, Error> {
+    if !options.namespace {
+        drive::numbers_free(manifest)?;
+    }
+    let fill = if options.eager {
+        Fill::Eager
+    } else {
+        Fill::Lazy
+    };
     let mut used: Vec<(u64, u64)> = maps.iter().map(|m| (m.start, m.end)).collect();
     for s in &manifest.spaces {
         used.extend(s.ranges.iter().map(|r| (r.start, r.end)));
     }
     let base = memory::free_place(&mut used, RESERVE)?;
     let aside = memory::free_place(&mut used, 1 << 20)?;
-    let helpers = open::helpers(manifest, source)?;
+    let helpers = open::helpers(manifest, source, options.twin)?;
     let mut script = Script::default();
     let mut tables = Vec::new();
     let own_limits = host::own_limits();
@@ -165,7 +212,14 @@ fn plan<'a>(
             helpers: &helpers,
             fill,
         };
-        tables.push(process(&mut script, p, &x, source, &own_limits)?);
+        let tables_of = process(
+            &mut script,
+            p,
+            &x,
+            (manifest, options),
+            (source, &own_limits),
+        )?;
+        tables.push(tables_of);
     }
     let len = script.len();
     if len as u64 > RESERVE {
@@ -180,6 +234,7 @@ fn plan<'a>(
         scratch,
         helpers,
         fill,
+        options,
         syscall,
     })
 }
@@ -189,12 +244,13 @@ fn process(
     script: &mut Script,
     p: &Process,
     x: &Exchange<'_>,
-    source: &dyn PageSource,
-    own_limits: &[(u64, u64)],
+    (manifest, options): (&Manifest, &Options<'_>),
+    (source, own_limits): (&dyn PageSource, &[(u64, u64)]),
 ) -> Result<Tables, Error> {
     let leader = script.table();
     child::leave_rseq(script, leader);
     memory::exchange(script, leader, x, p, source)?;
+    files::locks(script, leader, manifest, p, options.twin);
     let mut threads = Vec::new();
     for t in &p.threads[1..] {
         let table = script.table();

@@ -1,19 +1,19 @@
 //! Opening what new processes map from: files that must be the same as before, shared objects, pages.
 
 use super::memory::Helpers;
-use super::source::{PAGE, PageSource, pieces};
+use super::shared::{self, Made};
+use super::source::PageSource;
 use super::{Error, sys};
-use crate::image::manifest::{Backing, FileIdentity, Manifest, SharedKind};
+use crate::image::manifest::{Backing, FileIdentity, Manifest};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Opens all, on numbers above those that any process of the snapshot uses.
-pub fn helpers(m: &Manifest, source: &dyn PageSource) -> Result<Helpers, Error> {
+pub fn helpers(m: &Manifest, source: &dyn PageSource, twin: bool) -> Result<Helpers, Error> {
     let top = m.processes.iter().flat_map(|p| &p.fds).map(|f| f.fd).max();
     let first = top.unwrap_or(0).clamp(1022, 1 << 24) + 2;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(sys("getrlimit"))?;
@@ -26,9 +26,16 @@ pub fn helpers(m: &Manifest, source: &dyn PageSource) -> Result<Helpers, Error> 
         h.pages.push(fd);
     }
     for (number, object) in m.shared.iter().enumerate() {
-        let fd = shared_object(m, source, number as u32, object.size, &object.kind)?;
-        let fd = raise(&mut h, fd.as_fd())?;
-        h.shared.insert(number as u32, fd);
+        let number = number as u32;
+        match shared::make(m, source, number, object, twin, &mut h)? {
+            Made::File(fd) => {
+                let fd = raise(&mut h, fd.as_fd())?;
+                h.shared.insert(number, fd);
+            }
+            Made::SysV(id) => {
+                h.sysv.insert(number, id);
+            }
+        }
     }
     for p in m.processes.iter().filter(|p| p.zombie.is_none()) {
         let exe = in_root(&p.root, &p.exe);
@@ -59,7 +66,7 @@ fn in_root(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-fn bad(path: &Path, what: &str) -> Error {
+pub(super) fn bad(path: &Path, what: &str) -> Error {
     Error::File {
         path: path.into(),
         what: what.into(),
@@ -88,62 +95,4 @@ fn open_same(path: &Path, was: &FileIdentity, write: bool) -> Result<File, Error
         return Err(bad(path, "it has changed since"));
     }
     Ok(file)
-}
-
-/// Makes a shared object and fills it: it is not private, so that there is nothing to be lazy with.
-fn shared_object(
-    m: &Manifest,
-    source: &dyn PageSource,
-    number: u32,
-    size: u64,
-    kind: &SharedKind,
-) -> Result<OwnedFd, Error> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    let name = match kind {
-        SharedKind::Memfd(name, _) => name.as_str(),
-        SharedKind::Anonymous | SharedKind::TmpfsUnlinked(_) => "umlctl-shared",
-        SharedKind::Tmpfs(path) => {
-            let file = OpenOptions::new().read(true).write(true).open(path);
-            return Ok(file.map_err(|e| bad(path, &e.to_string()))?.into());
-        }
-        SharedKind::SysV(..) => {
-            return Err(Error::Host(
-                "System V shared memory is not resumed yet".into(),
-            ));
-        }
-    };
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let fd = memfd_create(name, flags).map_err(sys("memfd_create"))?;
-    let file = File::from(fd);
-    let len = i64::try_from(size).map_err(|_| Error::Manifest("a shared object is too large"))?;
-    nix::unistd::ftruncate(&file, len).map_err(sys("ftruncate"))?;
-    let failed = |e: io::Error| bad(Path::new(name), &e.to_string());
-    let space = (m.spaces.len() as u32).saturating_add(number);
-    let files = source.files();
-    let mut buf = vec![0; 1 << 20];
-    for (at, len, layer, offset) in pieces(source, space, 0, size.next_multiple_of(PAGE)) {
-        let from = files
-            .get(layer as usize)
-            .ok_or(Error::Manifest("no such layer"))?
-            .try_clone_to_owned()
-            .map(File::from)
-            .map_err(failed)?;
-        let mut done = 0;
-        while done < len {
-            let n = (len - done).min(buf.len() as u64) as usize;
-            from.read_exact_at(&mut buf[..n], offset + done)
-                .map_err(failed)?;
-            file.write_all_at(&buf[..n], at + done).map_err(failed)?;
-            done += n as u64;
-        }
-    }
-    // The last page may have made it longer.
-    nix::unistd::ftruncate(&file, len).map_err(sys("ftruncate"))?;
-    if let SharedKind::Memfd(_, seals) = kind
-        && *seals != 0
-    {
-        let seals = nix::fcntl::SealFlag::from_bits_truncate(*seals as i32);
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(sys("sealing"))?;
-    }
-    Ok(file.into())
 }

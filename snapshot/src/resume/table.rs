@@ -7,6 +7,8 @@ use crate::sys::scratch::{Scratch, code};
 pub const HEADER: usize = 4096;
 /// Where in the header that message is.
 pub const MESSAGE: usize = 1024;
+/// Where in the header processes are counted that are ready for what needs all of them.
+pub const READY: usize = 3072;
 /// An entry, bytes.
 const ENTRY: usize = 64;
 /// What a result is before its call was made.

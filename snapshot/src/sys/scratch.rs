@@ -138,6 +138,23 @@ impl Scratch {
             .load(std::sync::atomic::Ordering::Acquire)
     }
 
+    /// Adds one to the word at an offset that is a multiple of 8, and wakes all who wait for it.
+    pub fn increment(&self, offset: usize) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
+        // SAFETY: inside the mapping and aligned, as asserted.
+        unsafe { std::sync::atomic::AtomicU64::from_ptr((self.base as *mut u64).add(offset / 8)) }
+            .fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        // SAFETY: the address is inside the mapping.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                self.base + offset as u64,
+                libc::FUTEX_WAKE,
+                i32::MAX,
+            )
+        };
+    }
+
     /// Waits until the lower half of the word is no longer `not`, for at most `ms` milliseconds.
     pub fn wait(&self, offset: usize, not: u32, ms: i64) {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);

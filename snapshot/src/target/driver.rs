@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// `syscall; jmp .`, then, at 8, the loop over a table: rbx is the next entry, r12 the number of entries left, r13 the
 /// done word. An entry is the number of the call, six arguments, and room for the result. After the last it sets the done
 /// word and spins.
-const LOOP: [u8; 72] = [
+pub(super) const LOOP: [u8; 72] = [
     0x0f, 0x05, 0xeb, 0xfe, 0x0f, 0x1f, 0x40, 0x00, 0x4d, 0x85, 0xe4, 0x74, 0x2a, 0x48, 0x8b, 0x03,
     0x48, 0x8b, 0x7b, 0x08, 0x48, 0x8b, 0x73, 0x10, 0x48, 0x8b, 0x53, 0x18, 0x4c, 0x8b, 0x53, 0x20,
     0x4c, 0x8b, 0x43, 0x28, 0x4c, 0x8b, 0x4b, 0x30, 0x0f, 0x05, 0x48, 0x89, 0x43, 0x38, 0x48, 0x83,
@@ -23,6 +23,11 @@ const LOOP_ENTRY: u64 = 8;
 const TAIL: u64 = 128;
 /// How long a batch may take; none of the calls that are made waits for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is blocked for a thread that is away from its own code: all but SIGSTKFLT, which nothing sends. So a repair can
+/// tell it from the mask of a program that has blocked all signals by itself, as glibc does while it makes a thread.
+pub(super) const AWAY_MASK: u64 =
+    !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1) | 1 << (libc::SIGSTKFLT - 1));
 
 /// Where in a target the loop and its table are. It outlives a stop: made in one, used and removed in a later one.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +64,9 @@ impl<'a> Driver<'a> {
         foothold: Option<Foothold>,
     ) -> Result<Self, Error> {
         let pid = stopped.pid();
+        if let Some(f) = foothold {
+            check_foothold(pid, tids[0], f, journal)?;
+        }
         let mut away = Vec::with_capacity(tids.len());
         for &tid in tids {
             let regs = ptrace::regs(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETREGS", e))?;
@@ -91,7 +99,7 @@ impl<'a> Driver<'a> {
         };
         crate::fault::point("driver.enter");
         for (tid, _, _) in &driver.away {
-            ptrace::set_sigmask(*tid, u64::MAX)
+            ptrace::set_sigmask(*tid, AWAY_MASK)
                 .map_err(|e| Error::Ptrace(*tid, "PTRACE_SETSIGMASK", e))?;
         }
         Ok(driver)
@@ -113,7 +121,11 @@ impl<'a> Driver<'a> {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
         let args = [scratch, len, prot, flags, u64::MAX, 0];
         self.boot_call(tail, libc::SYS_mmap, args)
-            .map_err(|e| Error::Call(self.pid, "mmap", e))?;
+            .map_err(|e| call_failed(self.pid, "mmap", e))?;
+        // A child that it makes meanwhile shall not have it.
+        let args = [scratch, len, libc::MADV_DONTFORK as u64, 0, 0, 0];
+        self.boot_call(tail, libc::SYS_madvise, args)
+            .map_err(|e| call_failed(self.pid, "madvise", e))?;
         let foothold = Foothold {
             tail,
             scratch,
@@ -209,12 +221,12 @@ impl<'a> Driver<'a> {
                     ));
                 }
                 for (tid, _, _) in &self.away {
-                    if matches!(
-                        ptrace::wait(*tid, false),
-                        Ok(Some((_, Report::Ended(_)))) | Err(_)
-                    ) {
-                        return Err(Error::Ended(self.pid));
-                    }
+                    let moved = match ptrace::wait(*tid, false) {
+                        Ok(Some((_, report))) => go_on(*tid, report, ptrace::cont),
+                        Ok(None) => Ok(()),
+                        Err(e) => Err(e),
+                    };
+                    moved.map_err(|_| Error::Ended(self.pid))?;
                 }
             }
         }
@@ -230,7 +242,7 @@ impl<'a> Driver<'a> {
             libc::SYS_munmap,
             [f.scratch, f.scratch_len, 0, 0, 0, 0],
         )
-        .map_err(|e| Error::Call(self.pid, "munmap", e))?;
+        .map_err(|e| call_failed(self.pid, "munmap", e))?;
         self.journal.record.scratch = 0;
         self.journal.write()?;
         crate::fault::point("driver.unmapped");
@@ -291,8 +303,8 @@ impl<'a> Driver<'a> {
             loop {
                 match ptrace::wait(tid, true)? {
                     Some((_, Report::Syscall)) => break,
-                    Some((_, Report::Ended(_))) => return Err(Errno::ESRCH),
-                    _ => ptrace::syscall(tid, 0)?,
+                    Some((_, report)) => go_on(tid, report, ptrace::syscall)?,
+                    None => {}
                 }
             }
         }
@@ -327,6 +339,43 @@ impl Drop for Driver<'_> {
             );
         }
     }
+}
+
+/// A thread that makes a call for us reports something else: it is to go on. A SIGSTOP, which cannot be blocked, is handed
+/// to it; the kernel then stops the process, of which this thread takes no notice until it is let go.
+pub(super) fn go_on(
+    tid: i32,
+    report: Report,
+    how: fn(i32, i32) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    match report {
+        Report::Ended(_) => Err(Errno::ESRCH),
+        Report::Signal(signal) => how(tid, signal),
+        _ => how(tid, 0),
+    }
+}
+
+fn call_failed(pid: i32, what: &'static str, e: Errno) -> Error {
+    match e {
+        Errno::ESRCH | Errno::ECHILD => Error::Ended(pid),
+        e => Error::Call(pid, what, e),
+    }
+}
+
+/// Whether the loop and the scratch are still there: after an execve a thread would be sent nowhere. If not, nothing of
+/// ours is in the process any more.
+fn check_foothold(pid: i32, tid: i32, f: Foothold, journal: &mut Journal) -> Result<(), Error> {
+    let (mut code, mut word) = ([0u8; LOOP.len()], [0u8; 8]);
+    let code_there = remote::read(pid, f.tail, &mut code).is_ok() && code == LOOP;
+    if code_there && remote::read(pid, f.scratch, &mut word).is_ok() {
+        return Ok(());
+    }
+    if code_there {
+        write_code(tid, f.tail, &[0; LOOP.len()])?;
+    }
+    journal.record = super::journal::Record::idle(journal.record.pid, journal.record.start_time);
+    journal.write()?;
+    Err(Error::Changed(pid))
 }
 
 /// Writes code where the target has it read-only.

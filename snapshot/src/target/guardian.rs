@@ -1,10 +1,11 @@
 //! The guardian: puts a target right after the death of the process that drove it.
 
-use super::driver::write_code;
+use super::driver::{AWAY_MASK, LOOP, go_on, write_code};
 use super::journal::{Journal, Record};
 use super::{Error, Stopped, stop};
 use crate::proc;
 use crate::sys::ptrace::{self, Regs};
+use crate::sys::remote;
 use nix::errno::Errno;
 use std::path::Path;
 
@@ -19,27 +20,28 @@ pub enum Outcome {
     Repaired,
 }
 
-/// Repairs the process that the journal names, if it says so, and marks the journal as done.
+/// Repairs the process that the journal names, if it says so, and removes the journal.
 ///
 /// # Errors
-/// If the process cannot be attached to or driven; then the journal stays as it is.
+/// If the process cannot be attached to or driven, or its saver lives; then the journal stays as it is.
 pub fn repair(path: &Path) -> Result<Outcome, Error> {
-    let mut journal = Journal::open(path)?;
+    let Some(mut journal) = Journal::take_over(path)? else {
+        return Ok(Outcome::Nothing);
+    };
     let r = journal.record.clone();
+    // Either way the journal is removed when it is dropped.
     if !r.active {
         return Ok(Outcome::Nothing);
     }
-    match proc::stat(r.pid) {
-        Ok(s) if s.start_time == r.start_time && !"ZX".contains(s.state) => {}
-        Ok(_) | Err(proc::Error::Gone(_)) => {
-            journal.remove();
-            return Ok(Outcome::Gone);
-        }
-        Err(e) => return Err(e.into()),
+    if r.is_gone() {
+        return Ok(Outcome::Gone);
     }
-    let stopped = Stopped::all(r.pid)?;
+    let stopped = match Stopped::all(r.pid) {
+        Err(Error::Ended(_)) => return Ok(Outcome::Gone),
+        other => other?,
+    };
     // The journal is written before a thread is sent away and after it was sent back. So one that it names may be at home
-    // and have gone on since: then its registers are its own.
+    // and have gone on since: then its registers are its own, and so is its mask, unless it is the one that we set.
     let mut away = Vec::new();
     for a in r.away.iter().filter(|a| stopped.threads().contains(&a.tid)) {
         let now = ptrace::regs(a.tid).map_err(|e| Error::Ptrace(a.tid, "PTRACE_GETREGS", e))?;
@@ -47,7 +49,7 @@ pub fn repair(path: &Path) -> Result<Outcome, Error> {
             away.push(a);
         } else if ptrace::sigmask(a.tid)
             .map_err(|e| Error::Ptrace(a.tid, "PTRACE_GETSIGMASK", e))?
-            == ALL_BLOCKED
+            == AWAY_MASK
         {
             put_mask(a.tid, a.sigmask)?;
         }
@@ -68,19 +70,19 @@ pub fn repair(path: &Path) -> Result<Outcome, Error> {
     Ok(Outcome::Repaired)
 }
 
-/// What the kernel makes of a mask of all ones: SIGKILL and SIGSTOP cannot be blocked.
-const ALL_BLOCKED: u64 = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1));
-
 fn put_mask(tid: i32, mask: u64) -> Result<(), Error> {
     ptrace::set_sigmask(tid, mask).map_err(|e| Error::Ptrace(tid, "PTRACE_SETSIGMASK", e))
 }
 
 /// Nobody is away, but the scratch, the loop or a descriptor is left: a thread is taken away for it, by the journal.
 fn clean_up_from_home(stopped: &Stopped, r: &Record, journal: &mut Journal) -> Result<(), Error> {
-    if r.vdso_tail == 0 {
-        return Ok(());
-    }
     let tid = stopped.threads()[0];
+    match what_is_there(tid, r.vdso_tail) {
+        There::Loop => {}
+        // The loop is the first thing that is put in and the last that is taken out: nothing else is there.
+        There::Part => return write_code(tid, r.vdso_tail, &[0; LOOP.len()]),
+        There::Other => return Ok(()),
+    }
     let regs = ptrace::regs(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETREGS", e))?;
     let sigmask = ptrace::sigmask(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETSIGMASK", e))?;
     journal.record.away.push(super::journal::Away {
@@ -89,48 +91,73 @@ fn clean_up_from_home(stopped: &Stopped, r: &Record, journal: &mut Journal) -> R
         regs: ptrace::regs_to_words(&regs),
     });
     journal.write()?;
-    put_mask(tid, u64::MAX)?;
+    put_mask(tid, AWAY_MASK)?;
     clean_up(stopped, r, tid)?;
     ptrace::set_regs(tid, &regs).map_err(|e| Error::Ptrace(tid, "PTRACE_SETREGS", e))?;
     put_mask(tid, sigmask)
 }
 
+/// What is at the tail of the vdso.
+#[derive(Debug, PartialEq, Eq)]
+enum There {
+    /// The whole loop.
+    Loop,
+    /// A part of it; the rest is zero.
+    Part,
+    /// Something else, or nothing is mapped there: the process has started another program since.
+    Other,
+}
+
+fn what_is_there(tid: i32, tail: u64) -> There {
+    let mut bytes = [0u8; LOOP.len()];
+    if tail == 0 || remote::read(tid, tail, &mut bytes).is_err() {
+        return There::Other;
+    }
+    if bytes == LOOP {
+        return There::Loop;
+    }
+    let part = bytes
+        .chunks(8)
+        .zip(LOOP.chunks(8))
+        .all(|(b, l)| b == l || b == [0; 8]);
+    if part && bytes != [0; LOOP.len()] {
+        There::Part
+    } else {
+        There::Other
+    }
+}
+
 /// Unmaps the scratch, closes descriptors, takes the loop out of the vdso. `tid` is away from its code.
 fn clean_up(stopped: &Stopped, r: &Record, tid: i32) -> Result<(), Error> {
-    if r.vdso_tail == 0 {
-        return Ok(());
-    }
     let pid = stopped.pid();
-    // The saver may have died with the loop half written.
-    write_code(tid, r.vdso_tail, &[0x0f, 0x05, 0xeb, 0xfe])?;
-    let scratch = find_scratch(pid, r)?;
+    let scratch = find_scratch(tid, r)?;
     if let Some((start, len)) = scratch {
         call(tid, r.vdso_tail, libc::SYS_munmap, [start, len])
             .map_err(|e| Error::Call(pid, "munmap", e))?;
     }
-    for fd in left_fds(pid, r) {
+    for fd in left_fds(tid, r) {
         // It may be closed already: the saver closes first and writes the journal after it.
         let _ = call(tid, r.vdso_tail, libc::SYS_close, [fd as u64, 0]);
     }
-    write_code(tid, r.vdso_tail, &[0; 72])
+    write_code(tid, r.vdso_tail, &[0; LOOP.len()])
 }
 
 /// The scratch as the journal has it, if it is still there and nothing else has taken its place.
-fn find_scratch(pid: i32, r: &Record) -> Result<Option<(u64, u64)>, Error> {
+fn find_scratch(tid: i32, r: &Record) -> Result<Option<(u64, u64)>, Error> {
     if r.scratch == 0 {
         return Ok(None);
     }
     let end = r.scratch.saturating_add(r.scratch_len);
-    let there = proc::maps(pid)?
+    let there = proc::maps(tid)?
         .iter()
         .any(|m| m.start <= r.scratch && m.end >= end && m.ino == 0);
     Ok(there.then_some((r.scratch, r.scratch_len)))
 }
 
 /// Descriptors to close: those in the journal, and any userfaultfd, which a target that we drive never has of its own.
-fn left_fds(pid: i32, r: &Record) -> Vec<i32> {
+fn left_fds(tid: i32, r: &Record) -> Vec<i32> {
     let mut fds: Vec<i32> = r.fds.into_iter().filter(|&fd| fd >= 0).collect();
-    if let Ok(dir) = std::fs::read_dir(proc::path(pid, "fd")) {
+    if let Ok(dir) = std::fs::read_dir(proc::path(tid, "fd")) {
         for entry in dir.flatten() {
             let ours = std::fs::read_link(entry.path()).is_ok_and(|l| {
                 l == Path::new("anon_inode:[userfaultfd]") || l == Path::new("/dev/userfaultfd")
@@ -163,8 +190,8 @@ fn call(tid: i32, tail: u64, nr: i64, [rdi, rsi]: [u64; 2]) -> Result<u64, Errno
         loop {
             match ptrace::wait(tid, true)? {
                 Some((_, ptrace::Report::Syscall)) => break,
-                Some((_, ptrace::Report::Ended(_))) => return Err(Errno::ESRCH),
-                _ => ptrace::syscall(tid, 0)?,
+                Some((_, report)) => go_on(tid, report, ptrace::syscall)?,
+                None => {}
             }
         }
     }
@@ -193,11 +220,10 @@ pub fn watch(saver: &std::os::fd::OwnedFd, path: &Path) -> Result<Outcome, Error
         Err(Errno::EINTR)
     ) {}
     // The kernel detaches a dead tracer's threads as it ends; a moment may pass.
-    for _ in 0..200 {
+    for _ in 0..400 {
         match repair(path) {
-            Err(Error::Traced(..)) => std::thread::sleep(std::time::Duration::from_millis(5)),
-            Err(Error::Journal(_, e)) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Outcome::Nothing);
+            Err(Error::Traced(..) | Error::InUse(_) | Error::Busy(..)) => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
             }
             other => return other,
         }

@@ -50,6 +50,14 @@ pub enum Error {
         "process {0} was left in the middle of a snapshot: run `umlctl rescue --pid {0}` first"
     )]
     NeedsRescue(i32),
+    /// Another program is at it.
+    #[error("process {0}: another umlctl is taking a snapshot of it: wait for that one to end")]
+    InUse(i32),
+    /// What was put into it is no longer there.
+    #[error(
+        "process {0} has started another program meanwhile (execve): take the snapshot of that one"
+    )]
+    Changed(i32),
     /// The journal could not be used.
     #[error("cannot use the journal {0}")]
     Journal(PathBuf, #[source] std::io::Error),

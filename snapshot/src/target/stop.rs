@@ -3,11 +3,17 @@
 use super::Error;
 use crate::proc;
 use crate::sys::ptrace::{self, Report};
+use crate::sys::remote;
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
 
-/// How long a thread may take to stop: one that waits for a disk does so in tens of milliseconds.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a thread may take to stop while the others stand still: one that waits for a disk does so in tens of
+/// milliseconds.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How long is waited for it after that, while the others run.
+const LONG_PATIENCE: Duration = Duration::from_secs(2);
+/// How many times all are stopped.
+const ATTEMPTS: u32 = 5;
 
 /// A process whose threads are stopped. Dropping it lets them go.
 #[derive(Debug)]
@@ -18,18 +24,36 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Attaches to all threads of `pid` and stops them.
+    /// Attaches to all threads of `pid` and stops them. A thread that does not stop soon (it waits for a disk, or for a
+    /// child of vfork) is waited for while the others run, and then all are stopped again.
     pub fn all(pid: i32) -> Result<Self, Error> {
+        let mut attempt = 1;
+        loop {
+            match Self::all_at_once(pid) {
+                Err(Error::Busy(tid, ..)) if attempt < ATTEMPTS => {
+                    wait_stopped_for(tid, LONG_PATIENCE)?;
+                    mend(tid);
+                    let _ = ptrace::detach(tid, 0);
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn all_at_once(pid: i32) -> Result<Self, Error> {
         let mut stopped = Self {
             pid,
             threads: Vec::new(),
             job_stop: None,
         };
-        // Threads that are made while we attach show up in the next listing; once all are stopped none is made.
+        // Threads that are made while we attach show up in the next listing; once all are stopped none is made. A first
+        // thread that has ended before the others stays in the list.
+        let mut gone = Vec::new();
         loop {
             let new: Vec<i32> = proc::threads(pid)?
                 .into_iter()
-                .filter(|t| !stopped.threads.contains(t))
+                .filter(|t| !stopped.threads.contains(t) && !gone.contains(t))
                 .collect();
             if new.is_empty() {
                 break;
@@ -38,6 +62,8 @@ impl Stopped {
             for tid in new {
                 if attach(pid, tid)? {
                     stopped.threads.push(tid);
+                } else {
+                    gone.push(tid);
                 }
             }
             stopped.wait_for(started)?;
@@ -71,14 +97,22 @@ impl Stopped {
     fn wait_for(&mut self, from: usize) -> Result<(), Error> {
         let mut i = from;
         while i < self.threads.len() {
-            match wait_stopped(self.threads[i])? {
-                Some(Report::JobStop(signal)) => {
-                    self.job_stop = Some(signal);
+            let tid = self.threads[i];
+            match wait_stopped(tid) {
+                Ok(Some(report)) => {
+                    if let Report::JobStop(signal) = report {
+                        self.job_stop = Some(signal);
+                    }
+                    mend(tid);
                     i += 1;
                 }
-                Some(_) => i += 1,
-                None => {
+                Ok(None) => {
                     self.threads.remove(i);
+                }
+                Err(e) => {
+                    // Whoever sees the error waits for this one; the others are let go by the drop.
+                    self.threads.remove(i);
+                    return Err(e);
                 }
             }
         }
@@ -126,9 +160,15 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
+        // After an error some were asked to stop and have not been waited for: only a stopped thread can be let go. One
+        // that has ended meanwhile needs no letting go.
+        self.threads
+            .retain(|&tid| ptrace::detach(tid, 0) == Err(Errno::ESRCH));
         for &tid in &self.threads {
-            // A thread that has ended meanwhile needs no letting go.
-            let _ = ptrace::detach(tid, 0);
+            if let Ok(Some(_)) = wait_stopped(tid) {
+                mend(tid);
+                let _ = ptrace::detach(tid, 0);
+            }
         }
     }
 }
@@ -138,26 +178,106 @@ fn attach(pid: i32, tid: i32) -> Result<bool, Error> {
     match ptrace::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
         Ok(()) => {}
         Err(Errno::ESRCH) => return Ok(false),
-        Err(Errno::EPERM) => {
-            let status = proc::status(tid)?;
-            return match status.tracer {
-                // A thread that is ending, or has ended and was not waited for, cannot be attached to.
-                0 if matches!(proc::stat(tid), Ok(s) if "ZX".contains(s.state)) => Ok(false),
-                0 => Err(Error::Permission(pid)),
-                tracer => Err(Error::Traced(pid, tracer)),
-            };
-        }
+        Err(Errno::EPERM) => return refused(pid, tid),
         Err(e) => return Err(Error::Ptrace(tid, "PTRACE_SEIZE", e)),
     }
     match ptrace::interrupt(tid) {
-        Ok(()) => Ok(true),
-        Err(Errno::ESRCH) => Ok(false),
+        // One that has ended since is reported as such to whoever waits for it.
+        Ok(()) | Err(Errno::ESRCH) => Ok(true),
         Err(e) => Err(Error::Ptrace(tid, "PTRACE_INTERRUPT", e)),
     }
 }
 
+/// Why a thread could not be attached to: it is ending (`Ok(false)`), or was let go by a dead tracer just now, or may not.
+fn refused(pid: i32, tid: i32) -> Result<bool, Error> {
+    match proc::status(tid) {
+        Ok(s) if s.tracer != 0 => return Err(Error::Traced(pid, s.tracer)),
+        Err(proc::Error::Gone(_)) => return Ok(false),
+        Ok(_) | Err(_) => {}
+    }
+    match proc::stat(tid) {
+        Ok(s) if "ZX".contains(s.state) => return Ok(false),
+        Err(_) => return Ok(false),
+        Ok(_) => {}
+    }
+    match ptrace::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
+        Ok(()) => {
+            let _ = ptrace::interrupt(tid);
+            Ok(true)
+        }
+        Err(Errno::ESRCH) => Ok(false),
+        Err(_) => Err(Error::Permission(pid)),
+    }
+}
+
+/// Makes the stop invisible where the kernel does not by itself. The thread is stopped on its way back to its own code.
+///
+/// A wait without a time limit that gives EINTR for a stop without a signal is made again: the result is replaced by
+/// ERESTARTNOHAND, for which the kernel makes the call again, or gives EINTR after all if a handler is to run first (so
+/// does it by itself for ppoll, pause, msgrcv and others). A wait with a limit would be made again with the whole limit.
+///
+/// A thread that was stopped in a restartable sequence (rseq(2)) and is used for calls would afterwards go on in the middle
+/// of it: the kernel aborts a sequence only when the thread returns to it. So it is aborted here, which is what being
+/// preempted does.
+pub(crate) fn mend(tid: i32) {
+    const EINTR: u64 = -(libc::EINTR as i64) as u64;
+    const ERESTARTNOHAND: u64 = -514i64 as u64;
+    let Ok(mut regs) = ptrace::regs(tid) else {
+        return;
+    };
+    if (regs.orig_rax as i64) < 0 {
+        if let Some(rip) = rseq_abort(tid, regs.rip) {
+            regs.rip = rip;
+            let _ = ptrace::set_regs(tid, &regs);
+        }
+    } else if regs.rax == EINTR && waits_forever(&regs) {
+        regs.rax = ERESTARTNOHAND;
+        let _ = ptrace::set_regs(tid, &regs);
+    }
+}
+
+fn waits_forever(r: &ptrace::Regs) -> bool {
+    match r.orig_rax as i64 {
+        // An int.
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => (r.r10 as i32) < 0,
+        // A pointer to a time.
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => r.r10 == 0,
+        libc::SYS_rt_sigtimedwait => r.rdx == 0,
+        libc::SYS_semop => true,
+        _ => false,
+    }
+}
+
+/// Where a thread has to go on that was stopped at `rip` in a restartable sequence.
+fn rseq_abort(tid: i32, rip: u64) -> Option<u64> {
+    let (area, ..) = ptrace::rseq(tid).ok()?;
+    let word = |addr: u64| {
+        let mut bytes = [0u8; 8];
+        remote::read(tid, addr, &mut bytes).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    };
+    if area == 0 {
+        return None;
+    }
+    let sequence = word(area + 8)?;
+    if sequence == 0 {
+        return None;
+    }
+    // struct rseq_cs: version and flags, start, length, where to go.
+    let (start, len, abort) = (
+        word(sequence + 8)?,
+        word(sequence + 16)?,
+        word(sequence + 24)?,
+    );
+    (rip.wrapping_sub(start) < len).then_some(abort)
+}
+
 /// Waits for the stop that PTRACE_INTERRUPT asked for. Signals that come first are passed on. `None`: it ended.
-pub(super) fn wait_stopped(tid: i32) -> Result<Option<Report>, Error> {
+pub(crate) fn wait_stopped(tid: i32) -> Result<Option<Report>, Error> {
+    wait_stopped_for(tid, PATIENCE)
+}
+
+fn wait_stopped_for(tid: i32, patience: Duration) -> Result<Option<Report>, Error> {
     let begin = Instant::now();
     let mut spins = 0u32;
     loop {
@@ -169,12 +289,11 @@ pub(super) fn wait_stopped(tid: i32) -> Result<Option<Report>, Error> {
                     std::hint::spin_loop();
                 } else if spins < 400 {
                     std::thread::sleep(Duration::from_micros(2));
-                } else if begin.elapsed() > PATIENCE {
+                } else if begin.elapsed() > patience {
                     let place = proc::read_bytes(tid, "wchan").unwrap_or_default();
                     let place = String::from_utf8_lossy(&place).into_owned();
-                    // Still attached; the stop that is asked for is taken back by detaching, which needs a stop. The
-                    // caller's drop detaches the others; this one is let go by our end, or by the next wait.
-                    return Err(Error::Busy(tid, PATIENCE.as_millis() as u64, place));
+                    // Still attached: only a stopped thread can be let go. The next wait, or our end, does it.
+                    return Err(Error::Busy(tid, patience.as_millis() as u64, place));
                 } else {
                     std::thread::sleep(Duration::from_micros(50));
                 }

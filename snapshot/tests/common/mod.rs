@@ -137,12 +137,29 @@ fn capture_pids(pids: &[i32], dir: &Path) -> Manifest {
         index: String::new(),
         layers: Vec::new(),
     };
+    for number in 0..3 {
+        m.files.push(outside(number));
+    }
     for &pid in pids {
         process(pid, syscall, &mut m, &mut pages);
     }
     pages.finish(dir);
     write(&m, dir);
     m
+}
+
+/// A descriptor that stands for the resuming program's of the same number.
+fn outside(number: i32) -> snapshot::files::OpenFile {
+    let flags = if number == 0 {
+        libc::O_RDONLY
+    } else {
+        libc::O_WRONLY
+    };
+    serde_json::from_value(serde_json::json!({
+        "flags": flags, "offset": 0, "owner": null, "locks": [],
+        "kind": { "External": { "number": number, "was": "" } },
+    }))
+    .unwrap()
 }
 
 /// Writes a manifest.
@@ -277,6 +294,13 @@ fn process(pid: i32, syscall: u64, m: &mut Manifest, pages: &mut Pages) {
         m.processes.push(p);
         return;
     }
+    p.fds = (0..3)
+        .map(|n| Fd {
+            fd: n,
+            cloexec: false,
+            file: n as u32,
+        })
+        .collect();
     p.exe = proc::link(pid, "exe").unwrap();
     p.cwd = proc::link(pid, "cwd").unwrap();
     let tids = stop(pid);

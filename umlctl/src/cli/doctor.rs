@@ -21,7 +21,7 @@ fn checks() -> Vec<Check> {
     let all_guardians = std::fs::read_dir(snapshot::target::journal::DIRECTORY)
         .map(|d| {
             d.flatten().all(|e| {
-                snapshot::target::journal::Journal::open(&e.path()).is_ok_and(|j| !j.record.active)
+                snapshot::target::journal::Journal::look(&e.path()).is_ok_and(|r| !r.active)
             })
         })
         .unwrap_or(true);

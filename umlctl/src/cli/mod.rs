@@ -2,6 +2,7 @@
 
 pub mod args;
 mod doctor;
+mod fork;
 mod inspect;
 mod rescue;
 mod resume;
@@ -60,7 +61,7 @@ fn run(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Command::Snapshot(a) => take::run(a, cli.json),
         Command::Resume(a) => resume::run(a, cli.json),
-        Command::Fork(_) => anyhow::bail!("not yet"),
+        Command::Fork(a) => fork::run(a, cli.json),
         Command::Inspect(a) => inspect::show(&a.dir, cli.json),
         Command::Verify(a) => inspect::verify(&a.dir, cli.json),
         Command::Pack(a) => inspect::pack(&a.dir, a.level, cli.json),
@@ -95,7 +96,7 @@ fn exit_code(e: &anyhow::Error) -> u8 {
         }
         if matches!(
             cause.downcast_ref::<Target>(),
-            Some(Target::Traced(..) | Target::NeedsRescue(_))
+            Some(Target::Traced(..) | Target::NeedsRescue(_) | Target::InUse(_))
         ) {
             return code::LOCKED;
         }

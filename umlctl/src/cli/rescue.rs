@@ -5,7 +5,7 @@ use super::code;
 use anyhow::{Context, Result};
 use snapshot::sys::remote;
 use snapshot::target::guardian::{Outcome, repair, watch};
-use snapshot::target::journal::{self, Journal};
+use snapshot::target::{Error, journal};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,14 +24,14 @@ pub fn run(a: &Rescue, json: bool) -> Result<u8> {
         if !path.exists() {
             continue;
         }
-        let pid = Journal::open(path)
-            .map(|j| j.record.pid)
-            .unwrap_or_default();
+        let pid = pid_of(path);
         match repair(path) {
             Ok(outcome) => {
                 let _ = snapshot::files::rescue_connections(pid);
                 done.push((pid, outcome));
             }
+            // Its saver lives.
+            Err(Error::InUse(_)) if a.pid.is_none() => {}
             Err(e) => {
                 failed += 1;
                 eprintln!("umlctl: process {pid}: {:#}", anyhow::Error::from(e));
@@ -84,11 +84,22 @@ fn guard(pid: i32, journals: &[PathBuf]) -> Result<u8> {
     let mut out = std::io::stdout();
     out.write_all(b"+")?;
     out.flush()?;
+    let mut result = Ok(0);
     for path in journals {
-        watch(&saver, path)?;
-        if let Ok(j) = Journal::open(path) {
-            let _ = snapshot::files::rescue_connections(j.record.pid);
+        match watch(&saver, path) {
+            Ok(_) => {
+                let _ = snapshot::files::rescue_connections(pid_of(path));
+            }
+            // The others of the tree are to be repaired all the same.
+            Err(e) => result = Err(e.into()),
         }
     }
-    Ok(0)
+    result
+}
+
+/// A journal has the name of its process.
+fn pid_of(path: &Path) -> i32 {
+    path.file_name()
+        .and_then(|n| n.to_str()?.parse().ok())
+        .unwrap_or_default()
 }

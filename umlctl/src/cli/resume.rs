@@ -2,35 +2,116 @@
 
 use super::args::Resume;
 use super::time;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::sys::stat::{SFlag, fstat};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use snapshot::image::{store, verify};
+use snapshot::image::manifest::Manifest;
+use snapshot::image::{store, verified};
+use snapshot::resume::copies::{Copy, copy};
 use snapshot::resume::image::Snapshot;
-use snapshot::resume::{Options, resume};
+use snapshot::resume::{Error, Options, resume};
+use std::os::fd::AsFd;
+use std::path::Path;
 
 /// Makes running processes of a snapshot.
 pub fn run(a: &Resume, json: bool) -> Result<u8> {
     let manifest = store::load(&a.dir)?;
-    if a.verify {
-        verify::verify(&a.dir, &manifest)?;
-    }
-    if a.count > 1 {
-        bail!("--count is not there yet");
-    }
-    let source = Snapshot::open(&a.dir, &manifest)?;
-    let resumed = resume(&manifest, &source, Options { eager: a.eager })?;
-    let us = u64::try_from(resumed.resume.as_micros()).unwrap_or(u64::MAX);
-    if json {
-        println!(
-            "{}",
-            serde_json::json!({ "pid": resumed.pid, "resume_us": us })
-        );
+    let records = Path::new(verified::DIRECTORY);
+    let source = Snapshot::open_verified(records, &a.dir, &manifest, a.verify)?;
+    let options = Options {
+        dir: a.dir.clone(),
+        eager: a.eager,
+        withheld: if a.detach { withheld(json) } else { Vec::new() },
+        ..Options::default()
+    };
+    let single = if a.count == 1 {
+        match resume(&manifest, &source, &options) {
+            // The original runs still, or something else has its number.
+            Err(Error::PidTaken(_)) => None,
+            other => Some(other?),
+        }
+    } else {
+        None
+    };
+    let copies = match single {
+        Some(r) => vec![Copy {
+            pid: r.pid,
+            init: r.pid,
+            resume: r.resume,
+        }],
+        None => copies(&manifest, &source, &options, a.count)?,
+    };
+    if json && a.count == 1 {
+        println!("{}", value(&copies[0]));
+    } else if json {
+        println!("{}", list(&copies));
     } else if a.detach {
-        println!("process {} runs again, after {}", resumed.pid, time(us));
+        for c in &copies {
+            println!("process {} runs again, after {}", c.pid, time(micros(c)));
+        }
     }
-    if a.detach { Ok(0) } else { wait(resumed.pid) }
+    let mut code = 0;
+    for c in copies.iter().filter(|_| !a.detach) {
+        let ended = wait(c.init)?;
+        code = if code == 0 { ended } else { code };
+    }
+    Ok(code)
+}
+
+fn micros(c: &Copy) -> u64 {
+    u64::try_from(c.resume.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn value(c: &Copy) -> serde_json::Value {
+    serde_json::json!({ "pid": c.pid, "resume_us": micros(c) })
+}
+
+/// The copies in JSON.
+pub fn list(copies: &[Copy]) -> serde_json::Value {
+    copies.iter().map(value).collect()
+}
+
+/// Makes copies, each in namespaces of its own. If one fails, those that were made are ended.
+pub fn copies(
+    manifest: &Manifest,
+    source: &Snapshot,
+    options: &Options<'_>,
+    count: u32,
+) -> Result<Vec<Copy>> {
+    let mut made: Vec<Copy> = Vec::new();
+    for _ in 0..count {
+        match copy(manifest, source, options) {
+            Ok(c) => made.push(c),
+            Err(e) => {
+                for c in &made {
+                    let init = Pid::from_raw(c.init);
+                    let _ = nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL);
+                    let _ = waitpid(init, None);
+                }
+                return Err(e.into());
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// Which of descriptors 0 to 2 processes that outlive this command do not get: pipes and sockets, whose other end would wait
+/// for them, and what the answer in JSON goes to.
+pub fn withheld(json: bool) -> Vec<i32> {
+    let (a, b, c) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    [a.as_fd(), b.as_fd(), c.as_fd()]
+        .into_iter()
+        .zip(0..)
+        .filter(|(fd, number)| {
+            let kind = fstat(fd).map_or(SFlag::empty(), |s| {
+                SFlag::from_bits_truncate(s.st_mode & SFlag::S_IFMT.bits())
+            });
+            matches!(kind, SFlag::S_IFIFO | SFlag::S_IFSOCK) || (json && *number == 1)
+        })
+        .map(|(_, number)| number)
+        .collect()
 }
 
 /// Waits for it, and ends as it ends.
