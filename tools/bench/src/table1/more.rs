@@ -259,6 +259,8 @@ fn since(plan: &Plan, samples: &mut Samples) -> Result<()> {
 }
 
 fn copies(plan: &Plan, samples: &mut Samples) -> Result<()> {
+    // If nothing were shared, each copy would take all of it.
+    enough_memory(MIDDLE * COPIES as u64 / 2)?;
     let kind = Kind {
         mb: MIDDLE,
         idle: true,
