@@ -13,6 +13,7 @@ mod shared;
 pub mod source;
 mod state;
 mod table;
+pub mod template;
 
 use crate::image::manifest::{Manifest, Process};
 use crate::sys::scratch::Scratch;
@@ -92,6 +93,8 @@ pub struct Options<'a> {
     pub withheld: Vec<i32>,
     /// Where output goes for which the caller has no descriptor.
     pub log: Option<PathBuf>,
+    /// Where all private memory is already, for copies that share it.
+    pub template: Option<&'a template::Template>,
     /// Called in the new process before the first connection is made again: lets go of what holds the old ones.
     pub before_connections: Option<&'a dyn Fn()>,
 }
@@ -188,6 +191,8 @@ fn plan<'a>(
     }
     let fill = if options.eager {
         Fill::Eager
+    } else if options.template.is_some() {
+        Fill::Template
     } else {
         Fill::Lazy
     };
@@ -211,6 +216,7 @@ fn plan<'a>(
             vdso: &vdso,
             helpers: &helpers,
             fill,
+            template: options.template,
         };
         let tables_of = process(
             &mut script,
