@@ -116,7 +116,7 @@ pub struct Resumed {
     pub pid: i32,
     /// The process that fills its memory, if one does.
     pub pager: Option<i32>,
-    /// From the start of the work to the first instruction.
+    /// From the start of the work to the first instruction; without a wait for process numbers that are about to be free.
     pub resume: Duration,
 }
 
@@ -154,11 +154,15 @@ pub fn resume(
     source: &dyn PageSource,
     options: &Options<'_>,
 ) -> Result<Resumed, Error> {
+    host::check_manifest(manifest)?;
+    // What may be waited for here is the end of others.
+    if !options.namespace {
+        drive::numbers_free(manifest)?;
+    }
     let start = Instant::now();
     let maps = crate::proc::maps(std::process::id() as i32)?;
     let vdso = OwnVdso::find(&maps);
     let syscall = host::check(&manifest.host, &vdso)?;
-    host::check_manifest(manifest)?;
     let plan = plan(manifest, source, options, vdso, syscall, &maps)?;
     let root = &manifest.processes[0];
     let made =
@@ -186,9 +190,6 @@ fn plan<'a>(
     syscall: u64,
     maps: &[crate::proc::Map],
 ) -> Result<Plan<'a>, Error> {
-    if !options.namespace {
-        drive::numbers_free(manifest)?;
-    }
     let fill = if options.eager {
         Fill::Eager
     } else if options.template.is_some() {
