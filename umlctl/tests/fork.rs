@@ -92,6 +92,14 @@ fn twins_run_beside_the_original() {
         let status = std::fs::read_to_string(format!("/proc/{host}/status")).unwrap();
         let numbers = status.lines().find(|l| l.starts_with("NSpid")).unwrap();
         assert_eq!(numbers.split_whitespace().last(), Some(&*pid));
+        // 16 MB are the same pages in all of them.
+        let rollup = std::fs::read_to_string(format!("/proc/{host}/smaps_rollup")).unwrap();
+        let own: u64 = rollup
+            .lines()
+            .filter(|l| l.starts_with("Private_"))
+            .filter_map(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .sum();
+        assert!(own < 2048, "{rollup}");
         let kill = Command::new("kill")
             .args(["-USR1", &host.to_string()])
             .status();

@@ -148,6 +148,9 @@ fn first(
     let _ = nix::unistd::setsid();
     let _ = std::env::set_current_dir("/");
     let _ = close_range(0, i32::MAX);
+    if let Some(t) = options.template {
+        t.leave();
+    }
     let mut code = 0;
     // Everything that has no parent any more comes here. When all are gone, the namespace goes.
     loop {

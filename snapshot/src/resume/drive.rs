@@ -174,7 +174,7 @@ fn start_pager(
     source: &dyn PageSource,
     all: &[(&Process, Vec<i32>)],
 ) -> Result<Option<i32>, Error> {
-    if plan.fill == Fill::Eager {
+    if plan.fill != Fill::Lazy {
         return Ok(None);
     }
     let mut memories = Vec::new();

@@ -3,6 +3,7 @@
 use super::Error;
 use super::source::{PageSource, pieces};
 use super::table::{Arg, Expect, Script, TableId};
+use super::template::Template;
 use crate::image::manifest::{Backing, Process, Range, Space};
 use crate::proc::{Map, MapKind};
 use std::collections::HashMap;
@@ -119,6 +120,8 @@ pub enum Fill {
     Eager,
     /// By a pager.
     Lazy,
+    /// It is filled, and only moved to its place.
+    Template,
 }
 
 /// What the exchange needs to know.
@@ -138,6 +141,16 @@ pub struct Exchange<'a> {
     pub helpers: &'a Helpers,
     /// How it is filled.
     pub fill: Fill,
+    /// Where it is, if it is there.
+    pub template: Option<&'a Template>,
+}
+
+impl Exchange<'_> {
+    /// Where the memory of a range is, filled.
+    fn filled(&self, r: &Range) -> Option<u64> {
+        let template = self.template.filter(|_| self.fill == Fill::Template)?;
+        template.place(self.number, r)
+    }
 }
 
 /// The ranges that the pager fills.
@@ -154,7 +167,7 @@ pub fn lazy_ranges(space: &Space) -> Vec<(u64, u64)> {
 }
 
 /// Locked memory must be there; huge pages are not filled by 4 KiB; what a fork must find empty must not be filled there.
-fn is_lazy(r: &Range) -> bool {
+pub fn is_lazy(r: &Range) -> bool {
     r.backing == Backing::Anonymous
         && r.flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB | libc::MAP_SHARED) == 0
         && !r.advice.contains(&libc::MADV_WIPEONFORK)
@@ -285,7 +298,11 @@ fn move_vdso(c: &mut Calls<'_>, x: &Exchange<'_>) -> Result<(), Error> {
         at += m.2;
     }
     let (scratch, len) = x.scratch;
-    c.unmap_between(&mut [(scratch, scratch + len), (x.aside, x.aside + total)]);
+    let mut keep = vec![(scratch, scratch + len), (x.aside, x.aside + total)];
+    for r in &x.space.ranges {
+        keep.extend(x.filled(r).map(|at| (at, at + (r.end - r.start))));
+    }
+    c.unmap_between(&mut keep);
     for m in &moves {
         c.remap(m.0, m.1, m.2);
     }
@@ -304,6 +321,27 @@ fn map_range(
         && let Some(&id) = x.helpers.sysv.get(object)
     {
         return attach(c, r, id, *offset);
+    }
+    if let Some(at) = x.filled(r) {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        c.script.call(
+            c.table,
+            "moving filled memory to its place",
+            libc::SYS_mremap,
+            &[
+                at.into(),
+                len.into(),
+                len.into(),
+                flags.into(),
+                r.start.into(),
+            ],
+            Expect::Exactly(r.start),
+        );
+        if r.prot != libc::PROT_READ | libc::PROT_WRITE {
+            let args = [r.start.into(), len.into(), (r.prot as u64).into()];
+            c.ok("protecting a range", libc::SYS_mprotect, &args);
+        }
+        return Ok(());
     }
     let kind = if shared {
         libc::MAP_SHARED

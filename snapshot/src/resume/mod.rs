@@ -13,6 +13,7 @@ mod shared;
 pub mod source;
 mod state;
 mod table;
+pub mod template;
 
 use crate::image::manifest::{Manifest, Process};
 use crate::sys::scratch::Scratch;
@@ -92,6 +93,8 @@ pub struct Options<'a> {
     pub withheld: Vec<i32>,
     /// Where output goes for which the caller has no descriptor.
     pub log: Option<PathBuf>,
+    /// Where all private memory is already, for copies that share it.
+    pub template: Option<&'a template::Template>,
     /// Called in the new process before the first connection is made again: lets go of what holds the old ones.
     pub before_connections: Option<&'a dyn Fn()>,
 }
@@ -113,7 +116,7 @@ pub struct Resumed {
     pub pid: i32,
     /// The process that fills its memory, if one does.
     pub pager: Option<i32>,
-    /// From the start of the work to the first instruction.
+    /// From the start of the work to the first instruction; without a wait for process numbers that are about to be free.
     pub resume: Duration,
 }
 
@@ -151,11 +154,15 @@ pub fn resume(
     source: &dyn PageSource,
     options: &Options<'_>,
 ) -> Result<Resumed, Error> {
+    host::check_manifest(manifest)?;
+    // What may be waited for here is the end of others.
+    if !options.namespace {
+        drive::numbers_free(manifest)?;
+    }
     let start = Instant::now();
     let maps = crate::proc::maps(std::process::id() as i32)?;
     let vdso = OwnVdso::find(&maps);
     let syscall = host::check(&manifest.host, &vdso)?;
-    host::check_manifest(manifest)?;
     let plan = plan(manifest, source, options, vdso, syscall, &maps)?;
     let root = &manifest.processes[0];
     let made =
@@ -183,11 +190,10 @@ fn plan<'a>(
     syscall: u64,
     maps: &[crate::proc::Map],
 ) -> Result<Plan<'a>, Error> {
-    if !options.namespace {
-        drive::numbers_free(manifest)?;
-    }
     let fill = if options.eager {
         Fill::Eager
+    } else if options.template.is_some() {
+        Fill::Template
     } else {
         Fill::Lazy
     };
@@ -211,6 +217,7 @@ fn plan<'a>(
             vdso: &vdso,
             helpers: &helpers,
             fill,
+            template: options.template,
         };
         let tables_of = process(
             &mut script,

@@ -22,4 +22,5 @@ pub mod scratch;
 pub mod signals;
 pub mod sockopt;
 pub mod sysv;
+pub mod template;
 pub mod uffd;

@@ -11,6 +11,7 @@ use snapshot::image::manifest::Manifest;
 use snapshot::image::{store, verified};
 use snapshot::resume::copies::{Copy, copy};
 use snapshot::resume::image::Snapshot;
+use snapshot::resume::template::Template;
 use snapshot::resume::{Error, Options, resume};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -80,6 +81,14 @@ pub fn copies(
     options: &Options<'_>,
     count: u32,
 ) -> Result<Vec<Copy>> {
+    let template = match count {
+        1 => None,
+        _ => Some(Template::new(manifest, source)?),
+    };
+    let options = &Options {
+        template: template.as_ref(),
+        ..options.clone()
+    };
     let mut made: Vec<Copy> = Vec::new();
     for _ in 0..count {
         match copy(manifest, source, options) {
