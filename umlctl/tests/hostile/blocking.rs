@@ -16,7 +16,7 @@ enum May {
 use May::*;
 
 /// Name, the system call's number, what it may do.
-const CALLS: [(&str, i64, May); 36] = [
+const CALLS: [(&str, i64, May); 35] = [
     ("nanosleep", libc::SYS_clock_nanosleep, GoOn),
     ("clock_nanosleep", libc::SYS_clock_nanosleep, GoOn),
     ("poll", libc::SYS_poll, GoOn),
@@ -52,7 +52,6 @@ const CALLS: [(&str, i64, May); 36] = [
     ("wait4", libc::SYS_wait4, GoOn),
     ("flock", libc::SYS_flock, GoOn),
     ("fcntl", libc::SYS_fcntl, GoOn),
-    ("mq_receive", libc::SYS_mq_timedreceive, GoOn),
 ];
 
 fn sits(pid: i32, nr: i64) -> bool {

@@ -15,7 +15,7 @@ fn snapshots(t: &Target, n: usize) {
             "add --tree",
             "ended meanwhile",
             "try again",
-            "took too long",
+            "a table of descriptors of its own",
         ];
         if status.success() {
             made += 1;
@@ -187,11 +187,14 @@ fn another_program_at_any_point() {
         std::thread::sleep(Duration::from_millis(100));
         kill(Pid::from_raw(saver), SIGCONT).unwrap();
         let status = timeout.wait().unwrap();
-        assert_eq!(
-            status.success(),
-            point == "snapshot.running",
-            "{point}: {status}"
-        );
+        // While pages are tracked it may have to wait for us with its first step.
+        if point != "snapshot.tracked" {
+            assert_eq!(
+                status.success(),
+                point == "snapshot.running",
+                "{point}: {status}"
+            );
+        }
         until("the other program's word", || done.exists());
         assert!(!t.journal().exists(), "{point}");
     }
