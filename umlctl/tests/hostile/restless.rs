@@ -77,7 +77,7 @@ fn no_signal_is_lost() {
         });
         for i in 0..count("HOSTILE_RESTLESS", 10) {
             good(t.snapshot(&format!("s{i}")));
-            if i % 2 == 0 {
+            if i % 2 == 0 && count("HOSTILE_SIGNAL_KILLS", 1) > 0 {
                 let mut c = t.snapshot(&format!("k{i}"));
                 c.env(
                     "SNAPSHOT_FAULT",
@@ -91,8 +91,11 @@ fn no_signal_is_lost() {
         sender.join().unwrap()
     });
     until("all signals", || t.status()[2] >= sent);
+    let s = t.status();
+    // Each once. Their order is not asserted: it is not understood yet why it changes.
+    println!("{} of {sent} were out of order", s[3]);
+    assert_eq!(s[2], sent);
     t.check("signals");
-    assert_eq!(t.status()[2], sent);
 }
 
 #[test]
