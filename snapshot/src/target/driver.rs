@@ -263,6 +263,13 @@ impl<'a> Driver<'a> {
     }
 
     fn send_back(&mut self) -> Result<(), Error> {
+        for (tid, ..) in &self.away {
+            // After an error it may still run in the loop, where its registers cannot be set.
+            if ptrace::regs(*tid) == Err(Errno::ESRCH) {
+                let _ = ptrace::interrupt(*tid);
+                super::stop::wait_stopped(*tid)?;
+            }
+        }
         for (tid, regs, mask) in std::mem::take(&mut self.away) {
             for (what, r) in [
                 ("PTRACE_SETREGS", ptrace::set_regs(tid, &regs)),

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long is waited for it after that, while the others run.
 const LONG_PATIENCE: Duration = Duration::from_secs(2);
+/// How long is waited for a thread that could run, on a machine that has no processor for it.
+const STARVED: Duration = Duration::from_secs(10);
 /// How many times all are stopped.
 const ATTEMPTS: u32 = 5;
 
@@ -165,6 +167,8 @@ impl Drop for Stopped {
         self.threads
             .retain(|&tid| ptrace::detach(tid, 0) == Err(Errno::ESRCH));
         for &tid in &self.threads {
+            // It may run if a call that was made in its name has failed.
+            let _ = ptrace::interrupt(tid);
             if let Ok(Some(_)) = wait_stopped(tid) {
                 mend(tid);
                 let _ = ptrace::detach(tid, 0);
@@ -289,7 +293,7 @@ fn wait_stopped_for(tid: i32, patience: Duration) -> Result<Option<Report>, Erro
                     std::hint::spin_loop();
                 } else if spins < 400 {
                     std::thread::sleep(Duration::from_micros(2));
-                } else if begin.elapsed() > patience {
+                } else if begin.elapsed() > patience && !runs(tid, begin.elapsed()) {
                     let place = proc::read_bytes(tid, "wchan").unwrap_or_default();
                     let place = String::from_utf8_lossy(&place).into_owned();
                     // Still attached: only a stopped thread can be let go. The next wait, or our end, does it.
@@ -305,6 +309,11 @@ fn wait_stopped_for(tid: i32, patience: Duration) -> Result<Option<Report>, Erro
             Err(e) => return Err(Error::Ptrace(tid, "waitpid", e)),
         }
     }
+}
+
+/// Whether a thread only waits for a processor: it will stop as soon as it gets one.
+fn runs(tid: i32, since: Duration) -> bool {
+    since < STARVED && proc::stat(tid).is_ok_and(|s| s.state == 'R')
 }
 
 fn pass(tid: i32, signal: i32) -> Result<(), Error> {
