@@ -6,6 +6,13 @@ export ROOT
 COWFS=${COWFS:-$ROOT/target/release/cowfs}
 export COWFS
 
+# Nothing that the caller happens to have open goes to what is started here: a pipe to a stranger cannot be snapshotted.
+for fd in /proc/self/fd/*; do
+    fd=${fd##*/}
+    # 255 is the script itself.
+    if [ "$fd" -gt 2 ] && [ "$fd" -ne 255 ]; then eval "exec $fd>&-" 2>/dev/null || true; fi
+done
+
 say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
 note() { printf '    %s\n' "$*" >&2; }
 die() {

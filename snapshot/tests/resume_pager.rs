@@ -7,9 +7,9 @@ use nix::unistd::Pid;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-fn captured(dir: &Path, megabytes: &str) {
+fn captured(dir: &Path, arguments: &[&str]) {
     let mut command = Command::new(common::compile("storm", dir));
-    command.arg(megabytes);
+    command.args(arguments);
     let mut target = common::start(command, &dir.join("out"), "ready");
     common::capture(&mut target, dir);
 }
@@ -17,10 +17,23 @@ fn captured(dir: &Path, megabytes: &str) {
 #[test]
 fn what_a_program_gives_up_does_not_come_back() {
     let dir = tempfile::tempdir().unwrap();
-    captured(dir.path(), "64");
+    captured(dir.path(), &["64", "1"]);
     for _ in 0..3 {
         let (code, out, err) = common::resume(dir.path(), &[]);
         assert_eq!((code, out.as_str()), (0, "all right\n"), "{err}");
+    }
+}
+
+/// With several threads the kernel may tell of their changes in another order than they happened in, so all is filled
+/// before the first instruction.
+#[test]
+fn several_threads_are_filled_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    captured(dir.path(), &["64"]);
+    for _ in 0..3 {
+        let (code, out, err) = common::resume(dir.path(), &[]);
+        assert_eq!((code, out.as_str()), (0, "all right\n"), "{err}");
+        assert!(err.contains("pager 0"), "{err}");
     }
 }
 
@@ -28,7 +41,7 @@ fn what_a_program_gives_up_does_not_come_back() {
 #[test]
 fn the_pager_may_be_killed_at_any_time() {
     let dir = tempfile::tempdir().unwrap();
-    captured(dir.path(), "128");
+    captured(dir.path(), &["128", "1"]);
     let mut kills = 0;
     for round in 0..5u64 {
         let err = dir.path().join("killed.err");

@@ -84,6 +84,9 @@ pub struct Options<'a> {
     pub dir: PathBuf,
     /// Fill all memory before the first instruction.
     pub eager: bool,
+    /// Fill memory as it is touched even if there are several threads: for those that are known not to give memory back
+    /// while it is filled.
+    pub lazy: bool,
     /// The original, or another copy, may run: connections are reset, contended locks are left, shared memory is the
     /// copy's own.
     pub twin: bool,
@@ -190,7 +193,10 @@ fn plan<'a>(
     syscall: u64,
     maps: &[crate::proc::Map],
 ) -> Result<Plan<'a>, Error> {
-    let fill = if options.eager {
+    // Of the changes that several threads make to their mappings the kernel may tell in another order than they
+    // happened in; a pager that believes it would fill pages with what does not belong there.
+    let threaded = manifest.processes.iter().any(|p| p.threads.len() > 1);
+    let fill = if options.eager || (threaded && !options.lazy && options.template.is_none()) {
         Fill::Eager
     } else if options.template.is_some() {
         Fill::Template

@@ -100,9 +100,13 @@ pub struct Resume {
     /// How many copies
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub count: u32,
-    /// Fill all memory before the first instruction
+    /// Fill all memory before the first instruction; so it is done anyway if a process has several threads
     #[arg(long)]
     pub eager: bool,
+    /// Fill memory as it is touched even if there are several threads. Wrong memory is possible if they unmap and move
+    /// memory at the same time, in the first moments
+    #[arg(long, conflicts_with = "eager")]
+    pub lazy: bool,
     /// Read and check every page first, even if this snapshot was checked before
     #[arg(long)]
     pub verify: bool,

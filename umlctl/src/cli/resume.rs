@@ -24,6 +24,7 @@ pub fn run(a: &Resume, json: bool) -> Result<u8> {
     let options = Options {
         dir: a.dir.clone(),
         eager: a.eager,
+        lazy: a.lazy,
         withheld: if a.detach { withheld(json) } else { Vec::new() },
         ..Options::default()
     };

@@ -111,11 +111,14 @@ fn stopped_and_continued() {
                 std::thread::sleep(Duration::from_micros(1300));
             }
         });
-        for i in 0..count("HOSTILE_RESTLESS", 10) {
-            let r = run(t.snapshot(&format!("s{i}")));
+        let done: Vec<_> = (0..count("HOSTILE_RESTLESS", 10))
+            .map(|i| run(t.snapshot(&format!("s{i}"))))
+            .collect();
+        // Before anything is asserted: the thread above must end.
+        stop.store(true, Ordering::Relaxed);
+        for r in done {
             assert!(r.0.success(), "{}", r.2);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     t.check("stopped and continued");
 
