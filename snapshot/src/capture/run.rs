@@ -506,6 +506,9 @@ impl Target {
         let pidfd = remote::pidfd_open(pid).map_err(|e| Error::Call(pid, "pidfd_open", e))?;
         let begin = Instant::now();
         let stopped = Stopped::one(pid, pid)?;
+        if let Some(before) = &mut self.planned.before {
+            before.note_interrupted(pid);
+        }
         let mut driver = Driver::enter(&stopped, &[pid], &mut self.journal, None)?;
         let Some(before) = &self.planned.before else {
             return Err(crate::target::Error::Ended(pid).into());

@@ -14,6 +14,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 const SIGNALS: i32 = 64;
+/// The kernel's ERESTART_RESTARTBLOCK (`include/linux/errno.h`).
+const RESTARTBLOCK: i64 = -516;
 
 /// What is read before the stop: what only the process itself could change, and seldom does, or what is looked at again
 /// in the stop.
@@ -28,6 +30,8 @@ pub struct Before {
     stat: Stat,
     exe: PathBuf,
     auxv: Vec<u64>,
+    /// A thread that our first stop has interrupted in a call with a timeout: where, and in which one.
+    interrupted: Option<(i32, u64, u64)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -57,6 +61,7 @@ impl Before {
             stat: proc::stat(pid)?,
             exe: proc::link(pid, "exe")?,
             auxv: auxv(pid)?,
+            interrupted: None,
         })
     }
 }
@@ -65,6 +70,16 @@ impl Before {
     /// Groups that there is room for: a process that takes on more meanwhile is an error of the call.
     fn most_groups(&self) -> usize {
         self.status.groups.len() + 16
+    }
+
+    /// Notes in which call the first stop has interrupted a thread.
+    pub fn note_interrupted(&mut self, tid: i32) {
+        if let Ok(r) = ptrace::regs(tid)
+            && r.rax.cast_signed() == RESTARTBLOCK
+            && r.orig_rax.cast_signed() != libc::SYS_restart_syscall
+        {
+            self.interrupted = Some((tid, r.rip, r.orig_rax));
+        }
     }
 
     /// Bytes of scratch that are needed for so many threads and timers.
@@ -113,7 +128,11 @@ impl Threads {
                 .unwrap_or_else(|| Sched::read(before.pid, tid));
             threads.push(Thread {
                 tid,
-                regs: ptrace::regs_to_words(&ptrace::regs(tid).map_err(fail("PTRACE_GETREGS"))?),
+                regs: ptrace::regs_to_words(&name_restarted(
+                    before,
+                    tid,
+                    ptrace::regs(tid).map_err(fail("PTRACE_GETREGS"))?,
+                )),
                 xstate: BASE64.encode(ptrace::xstate(tid).map_err(fail("PTRACE_GETREGSET"))?),
                 sigmask: ptrace::sigmask(tid).map_err(fail("PTRACE_GETSIGMASK"))?,
                 altstack: (0, 0, 0),
@@ -134,6 +153,44 @@ impl Threads {
             shared: encode(shared),
         })
     }
+}
+
+/// A call with a timeout that was interrupted once before, by an earlier stop, goes on as restart_syscall(2), whose state is
+/// in the kernel. A new process has none: there the call itself must be made again. Its number stands in the code in front
+/// of the `syscall` instruction; its arguments are in the registers still.
+fn name_restarted(before: &Before, tid: i32, mut regs: ptrace::Regs) -> ptrace::Regs {
+    /// `mov eax, imm32`
+    const MOV: u8 = 0xb8;
+    const KNOWN: [i64; 4] = [
+        libc::SYS_nanosleep,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_poll,
+        libc::SYS_futex,
+    ];
+    if regs.orig_rax.cast_signed() != libc::SYS_restart_syscall
+        || regs.rax.cast_signed() != RESTARTBLOCK
+    {
+        return regs;
+    }
+    if let Some((known, rip, number)) = before.interrupted
+        && (known, rip) == (tid, regs.rip)
+    {
+        regs.orig_rax = number;
+        return regs;
+    }
+    let pid = before.pid;
+    let mut code = [0u8; 34];
+    if remote::read(pid, regs.rip.wrapping_sub(34), &mut code).is_err() {
+        return regs;
+    }
+    let number = code[..32].windows(5).rev().find_map(|w| {
+        let n = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
+        (w[0] == MOV && KNOWN.contains(&n)).then_some(n)
+    });
+    if let (Some(n), [0x0f, 0x05]) = (number, [code[32], code[33]]) {
+        regs.orig_rax = n as u64;
+    }
+    regs
 }
 
 fn encode(infos: Vec<[u8; 128]>) -> Vec<String> {

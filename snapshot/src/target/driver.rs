@@ -209,10 +209,15 @@ impl<'a> Driver<'a> {
             }
             spins += 1;
             // Sleeping, not yielding: this thread may run in real time, and would never yield to the one it waits for.
+            // And less and less often: many savers at once would take all processors from their targets.
             if spins > 20 {
-                std::thread::sleep(Duration::from_micros(2));
+                std::thread::sleep(Duration::from_micros(match spins {
+                    0..120 => 2,
+                    120..200 => 50,
+                    _ => 500,
+                }));
             }
-            if spins.is_multiple_of(1000) {
+            if spins.is_multiple_of(200) {
                 if begin.elapsed() > PATIENCE {
                     return Err(Error::Busy(
                         self.pid,

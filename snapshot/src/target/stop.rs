@@ -291,7 +291,7 @@ fn wait_stopped_for(tid: i32, patience: Duration) -> Result<Option<Report>, Erro
                 // Sleeping, not yielding: this thread may run in real time.
                 if spins < 20 {
                     std::hint::spin_loop();
-                } else if spins < 400 {
+                } else if spins < 150 {
                     std::thread::sleep(Duration::from_micros(2));
                 } else if begin.elapsed() > patience && !runs(tid, begin.elapsed()) {
                     let place = proc::read_bytes(tid, "wchan").unwrap_or_default();
@@ -299,7 +299,8 @@ fn wait_stopped_for(tid: i32, patience: Duration) -> Result<Option<Report>, Erro
                     // Still attached: only a stopped thread can be let go. The next wait, or our end, does it.
                     return Err(Error::Busy(tid, patience.as_millis() as u64, place));
                 } else {
-                    std::thread::sleep(Duration::from_micros(50));
+                    let pause = if spins < 250 { 50 } else { 300 };
+                    std::thread::sleep(Duration::from_micros(pause));
                 }
             }
             Ok(Some((_, Report::Ended(_)))) | Err(Errno::ECHILD) => return Ok(None),
