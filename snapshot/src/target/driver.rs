@@ -217,7 +217,8 @@ impl<'a> Driver<'a> {
                     _ => 500,
                 }));
             }
-            if spins.is_multiple_of(200) {
+            // A signal that cannot be blocked (SIGSTOP) stops it: it is sent on. So this must not be looked for seldom.
+            if spins >= 200 || spins.is_multiple_of(40) {
                 if begin.elapsed() > PATIENCE {
                     return Err(Error::Busy(
                         self.pid,

@@ -22,6 +22,8 @@ fn refused(program: &str, words: &[&str]) {
         dir,
     };
     until("the target", || ready.exists());
+    // It frees what it needed for that.
+    std::thread::sleep(std::time::Duration::from_millis(200));
     let before = traces(t.pid);
     let (status, out, err) = run(t.snapshot("s"));
     assert_eq!(status.code(), Some(1), "{words:?}: {out} {err}");
