@@ -183,8 +183,12 @@ impl Objects {
     /// Looks at a mapping ahead of the stop, so that the stop need not.
     pub fn look_ahead(&mut self, pid: i32, map: &Map) -> Result<(), Error> {
         if let MapKind::File { path, deleted } = &map.kind {
-            let backing = self.file(pid, map, path, *deleted)?;
-            self.known.insert(key(pid, map), backing);
+            match self.file(pid, map, path, *deleted) {
+                Ok(backing) => drop(self.known.insert(key(pid, map), backing)),
+                // It was unmapped or split since it was listed. The stop looks at what there is then.
+                Err(Error::Mapping(_, _, _, e)) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
         }
         Ok(())
     }
