@@ -45,12 +45,17 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             precopy: true,
-            threads: 2,
+            threads: copying_threads(),
             few: 6,
             most_new: 8 << 20,
             parent: None,
         }
     }
+}
+
+/// Two, but one CPU is left to the target: on two, a second one makes it wait for a CPU longer than it stands still.
+fn copying_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() - 1).clamp(1, 2))
 }
 
 /// The point in time has been fixed.
