@@ -119,7 +119,6 @@ impl Objects {
     ) -> Result<Range, Error> {
         let has = |f: &str| flags.is_some_and(|l| l.iter().any(|x| x == f));
         let (backing, name) = match &map.kind {
-            MapKind::Anonymous(name) if !map.shared => (Backing::Anonymous, name.clone()),
             MapKind::Anonymous(name) => (Backing::Anonymous, name.clone()),
             MapKind::Special(s) if s == "[vdso]" => (Backing::Vdso, None),
             MapKind::Special(s) if s == "[vsyscall]" => (Backing::Vsyscall, None),

@@ -129,7 +129,7 @@ impl Table {
 
     fn fetch_now(&self, fd: i32) -> io::Result<(Description, File)> {
         let pid = self.pid;
-        let file = descriptor::pidfd_getfd(self.pidfd.as_fd(), fd)?;
+        let file = crate::sys::remote::pidfd_getfd(self.pidfd.as_fd(), fd)?;
         let path = format!("/proc/{pid}/fdinfo/{fd}");
         let (info, slot) = (File::open(&path)?, File::open(&path)?);
         let link = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;

@@ -580,7 +580,7 @@ pub fn rescue_connections(pid: i32) -> io::Result<()> {
         else {
             continue;
         };
-        let Ok(fd) = descriptor::pidfd_getfd(pidfd.as_fd(), fd) else {
+        let Ok(fd) = crate::sys::remote::pidfd_getfd(pidfd.as_fd(), fd) else {
             continue;
         };
         let fd = fd.as_fd();

@@ -2,8 +2,10 @@
 
 use super::Error;
 use super::memory::{OwnVdso, TOP};
+use crate::capture::host::cpu_flags;
 use crate::image::manifest::{Backing, Host, Manifest, Process, Space};
-use crate::sys::clone::{own_vdso_bytes, xcr0};
+use crate::sys::clone::own_vdso_bytes;
+use crate::sys::cpu::xcr0;
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::HashSet;
 
@@ -41,26 +43,13 @@ pub fn check(host: &Host, vdso: &OwnVdso) -> Result<u64, Error> {
         .cpu_flags
         .iter()
         .map(String::as_str)
-        .filter(|f| !flags.contains(*f))
+        .filter(|f| !flags.iter().any(|have| have == f))
         .collect();
     if !missing.is_empty() {
         let missing = missing.join(" ");
         return Err(Error::Host(format!("the processor lacks {missing}")));
     }
     Ok(at)
-}
-
-/// Only the start of the file is read: the kernel makes it processor by processor.
-fn cpu_flags() -> HashSet<String> {
-    use std::io::Read;
-    let mut text = vec![0; 8192];
-    let read = std::fs::File::open("/proc/cpuinfo").and_then(|mut f| f.read(&mut text));
-    text.truncate(read.unwrap_or(0));
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().find(|l| l.starts_with("flags"));
-    line.and_then(|l| l.split_once(':'))
-        .map(|(_, f)| f.split_ascii_whitespace().map(str::to_owned).collect())
-        .unwrap_or_default()
 }
 
 /// Our limits, in the kernel's order.

@@ -122,21 +122,6 @@ pub fn own_vdso_bytes(start: u64, end: u64) -> Vec<u8> {
     unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) }.to_vec()
 }
 
-/// XCR0, the parts of the extended state that the kernel has enabled.
-#[must_use]
-pub fn xcr0() -> u64 {
-    let c = std::arch::x86_64::__cpuid(1);
-    if c.ecx & (1 << 27) == 0 {
-        return 0;
-    }
-    let (lo, hi): (u32, u32);
-    // SAFETY: OSXSAVE is set, so the instruction exists and may be used.
-    unsafe {
-        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") lo, out("edx") hi, options(nomem, nostack))
-    };
-    u64::from(hi) << 32 | u64::from(lo)
-}
-
 /// Ends the process at once, without running anything of it.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process.

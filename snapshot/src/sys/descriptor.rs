@@ -23,12 +23,6 @@ pub fn pidfd_open(pid: i32, flags: u32) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })
 }
 
-/// A descriptor of ours for the open file description behind another process's descriptor.
-pub fn pidfd_getfd(pidfd: BorrowedFd, fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: numbers only.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
-}
-
 /// dup3(2) to a number; what was there is closed. Only for a process that gives its numbers away on purpose: no
 /// `OwnedFd` may stand for `to`.
 pub fn place(from: BorrowedFd, to: RawFd, cloexec: bool) -> io::Result<()> {

@@ -295,43 +295,9 @@ impl<'a> Driver<'a> {
     }
 
     /// One call by the bare `syscall` in front of the loop; used where there is no scratch.
-    fn boot_call(&mut self, tail: u64, nr: i64, a: [u64; 6]) -> Result<u64, Errno> {
+    fn boot_call(&mut self, tail: u64, nr: i64, args: [u64; 6]) -> Result<u64, Errno> {
         let (tid, regs, _) = self.away[0];
-        let [rdi, rsi, rdx, r10, r8, r9] = a;
-        let regs = Regs {
-            rip: tail,
-            rax: nr as u64,
-            rdi,
-            rsi,
-            rdx,
-            r10,
-            r8,
-            r9,
-            orig_rax: u64::MAX,
-            ..regs
-        };
-        ptrace::set_regs(tid, &regs)?;
-        for _ in 0..2 {
-            ptrace::syscall(tid, 0)?;
-            loop {
-                match ptrace::wait(tid, true)? {
-                    Some((_, Report::Syscall)) => break,
-                    Some((_, report)) => go_on(tid, report, ptrace::syscall)?,
-                    None => {}
-                }
-            }
-        }
-        let result = ptrace::regs(tid)?.rax;
-        // A stop at the exit of a call is not one from which the kernel restarts interrupted calls: an interrupt is.
-        ptrace::interrupt(tid)?;
-        ptrace::cont(tid, 0)?;
-        super::stop::wait_stopped(tid)
-            .map_err(|_| Errno::ESRCH)?
-            .ok_or(Errno::ESRCH)?;
-        if (-4095..0).contains(&result.cast_signed()) {
-            return Err(Errno::from_raw(-(result as i32)));
-        }
-        Ok(result)
+        call_at(tid, tail, &regs, nr, args)
     }
 
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Error> {
@@ -389,6 +355,50 @@ fn check_foothold(pid: i32, tid: i32, f: Foothold, journal: &mut Journal) -> Res
     journal.record = super::journal::Record::idle(journal.record.pid, journal.record.start_time);
     journal.write()?;
     Err(Error::Changed(pid))
+}
+
+/// Makes a stopped thread do one call by the bare `syscall` at `tail`. `regs` are those that it keeps otherwise.
+pub(super) fn call_at(
+    tid: i32,
+    tail: u64,
+    regs: &Regs,
+    nr: i64,
+    [rdi, rsi, rdx, r10, r8, r9]: [u64; 6],
+) -> Result<u64, Errno> {
+    let regs = Regs {
+        rip: tail,
+        rax: nr as u64,
+        rdi,
+        rsi,
+        rdx,
+        r10,
+        r8,
+        r9,
+        orig_rax: u64::MAX,
+        ..*regs
+    };
+    ptrace::set_regs(tid, &regs)?;
+    for _ in 0..2 {
+        ptrace::syscall(tid, 0)?;
+        loop {
+            match ptrace::wait(tid, true)? {
+                Some((_, Report::Syscall)) => break,
+                Some((_, report)) => go_on(tid, report, ptrace::syscall)?,
+                None => {}
+            }
+        }
+    }
+    let result = ptrace::regs(tid)?.rax;
+    // A stop at the exit of a call is not one from which the kernel restarts interrupted calls: an interrupt is.
+    ptrace::interrupt(tid)?;
+    ptrace::cont(tid, 0)?;
+    super::stop::wait_stopped(tid)
+        .map_err(|_| Errno::ESRCH)?
+        .ok_or(Errno::ESRCH)?;
+    if (-4095..0).contains(&result.cast_signed()) {
+        return Err(Errno::from_raw(-(result as i32)));
+    }
+    Ok(result)
 }
 
 /// Writes code where the target has it read-only.

@@ -1,10 +1,10 @@
 //! The guardian: puts a target right after the death of the process that drove it.
 
-use super::driver::{AWAY_MASK, LOOP, go_on, write_code};
+use super::driver::{AWAY_MASK, LOOP, call_at, write_code};
 use super::journal::{Journal, Record};
-use super::{Error, Stopped, stop};
+use super::{Error, Stopped};
 use crate::proc;
-use crate::sys::ptrace::{self, Regs};
+use crate::sys::ptrace;
 use crate::sys::remote;
 use nix::errno::Errno;
 use std::path::Path;
@@ -175,37 +175,7 @@ fn left_fds(tid: i32, r: &Record) -> Vec<i32> {
 }
 
 fn call(tid: i32, tail: u64, nr: i64, [rdi, rsi]: [u64; 2]) -> Result<u64, Errno> {
-    let regs = ptrace::regs(tid)?;
-    let regs = Regs {
-        rip: tail,
-        rax: nr as u64,
-        rdi,
-        rsi,
-        orig_rax: u64::MAX,
-        ..regs
-    };
-    ptrace::set_regs(tid, &regs)?;
-    for _ in 0..2 {
-        ptrace::syscall(tid, 0)?;
-        loop {
-            match ptrace::wait(tid, true)? {
-                Some((_, ptrace::Report::Syscall)) => break,
-                Some((_, report)) => go_on(tid, report, ptrace::syscall)?,
-                None => {}
-            }
-        }
-    }
-    let result = ptrace::regs(tid)?.rax;
-    ptrace::interrupt(tid)?;
-    ptrace::cont(tid, 0)?;
-    stop::wait_stopped(tid)
-        .map_err(|_| Errno::ESRCH)?
-        .ok_or(Errno::ESRCH)?;
-    if (-4095..0).contains(&result.cast_signed()) {
-        Err(Errno::from_raw(-(result as i32)))
-    } else {
-        Ok(result)
-    }
+    call_at(tid, tail, &ptrace::regs(tid)?, nr, [rdi, rsi, 0, 0, 0, 0])
 }
 
 /// Waits until the process behind `saver` ends, then repairs what the journal says.

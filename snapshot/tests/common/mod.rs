@@ -4,7 +4,7 @@
 use base64::Engine;
 use snapshot::image::manifest::*;
 use snapshot::proc::{self, MapKind};
-use snapshot::sys::{clone, ptrace, remote};
+use snapshot::sys::{clone, cpu, ptrace, remote};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -128,7 +128,7 @@ fn capture_pids(pids: &[i32], dir: &Path) -> Manifest {
             boot_id: String::new(),
             vdso: blake3::hash(&bytes).to_hex().to_string(),
             cpu_flags: Vec::new(),
-            xcr0: clone::xcr0(),
+            xcr0: cpu::xcr0(),
         },
         processes: Vec::new(),
         spaces: Vec::new(),
