@@ -28,6 +28,7 @@ impl Store {
     /// When the store has stopped; damage is reported, not an error.
     pub fn check(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, StoreError> {
         let catalog = self.catalog()?;
+        let mut report = CheckReport::default();
         let mut trees: Vec<(String, PageId, u64)> = Vec::new();
         for (name, h) in &catalog.heads {
             trees.push((format!("head {name}"), h.root, h.next_ino));
@@ -35,8 +36,15 @@ impl Store {
         for c in catalog.checkpoints.values() {
             trees.push((format!("checkpoint {}", c.name), c.root, c.next_ino));
         }
+        let hidden = catalog.hidden.iter();
+        for (name, h) in hidden {
+            let verified = tree::verify(&mut self.quiet(), h.root);
+            match verified {
+                Ok(stats) => report.pages += stats.pages,
+                Err(e) => report.problems.push(format!("hidden tree {name}: {e}")),
+            }
+        }
         let mut lens: FxHashMap<u32, Option<u64>> = FxHashMap::default();
-        let mut report = CheckReport::default();
         let all = trees.len() as u64;
         for (i, (name, root, next_ino)) in trees.iter().enumerate() {
             progress(i as u64, all);
@@ -53,6 +61,10 @@ impl Store {
                 }
             }
             let mut in_store = |e: &fs::Extent| {
+                let (packed, n) = self.packs.run(e.seg, e.off, u64::from(e.len));
+                if packed && n == u64::from(e.len) {
+                    return true;
+                }
                 let len = *lens.entry(e.seg).or_insert_with(|| {
                     self.segments
                         .file(e.seg)

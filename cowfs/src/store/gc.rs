@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use super::error::StoreError;
+use super::packs::sweep::Entries;
 use super::pages::{Bitmap, read_page};
 use super::segments::{BLOCK, SEGMENT_BYTES};
 use super::{Ordering, Store};
@@ -28,7 +29,7 @@ pub struct GcReport {
 }
 
 /// Reads durable pages for marking.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     store: &'a Store,
     file: &'a dyn super::disk::DiskFile,
     pages: u64,
@@ -41,6 +42,7 @@ impl tree::Pages for Reader<'_> {
         if self.store.gc_stop.load(Ordering::Relaxed) {
             return Err(StoreError::Refused("garbage collection was stopped".into()));
         }
+        self.store.gc_done.fetch_add(1, Ordering::Relaxed);
         read_page(self.file, self.pages, id)
     }
 
@@ -72,15 +74,19 @@ impl Blocks {
 
     /// Marks an extent; false if it cannot be in a segment.
     pub(super) fn mark(&mut self, e: &Extent) -> bool {
-        let end = e.off.saturating_add(u64::from(e.len));
-        let Some(map) = self.segments.get_mut(&e.seg) else {
+        self.mark_range(e.seg, e.off, e.off.saturating_add(u64::from(e.len)))
+    }
+
+    /// Marks a range of a segment; false if there is none.
+    pub(super) fn mark_range(&mut self, segment: u32, from: u64, to: u64) -> bool {
+        let Some(map) = self.segments.get_mut(&segment) else {
             return false;
         };
-        if end > SEGMENT_BYTES {
+        if to > SEGMENT_BYTES {
             return false;
         }
         map.grow(SEGMENT_BYTES / BLOCK);
-        for b in e.off / BLOCK..end.div_ceil(BLOCK) {
+        for b in from / BLOCK..to.div_ceil(BLOCK) {
             map.set(b);
         }
         true
@@ -98,6 +104,8 @@ impl Store {
             StoreError::Refused("the store stopped after an internal error in a collection".into())
         };
         let _one = self.gc_lock.lock().map_err(stopped)?;
+        self.gc_done.store(0, Ordering::Relaxed);
+        self.gc_total.store(self.gc_pages()?, Ordering::Relaxed);
         let ends = {
             let _gate = self
                 .gate
@@ -111,6 +119,7 @@ impl Store {
             core.pages.hold = false;
         }
         self.segments.set_hold(false);
+        self.gc_total.store(0, Ordering::Relaxed);
         let mut report = result?;
         self.gc_runs.fetch_add(1, Ordering::Relaxed);
         report.elapsed_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -121,6 +130,30 @@ impl Store {
             "garbage collected"
         );
         Ok(report)
+    }
+
+    /// Pages in use: what a collection reads, more or less.
+    fn gc_pages(&self) -> Result<u64, StoreError> {
+        let core = self.core()?;
+        Ok(core.pages.bitmap.len() - core.pages.bitmap.free())
+    }
+
+    /// Pages that a collection which runs now has read, and about how many it will read; nothing if none runs.
+    pub fn gc_progress(&self) -> Option<(u64, u64)> {
+        let (done, total) = (
+            self.gc_done.load(Ordering::Relaxed),
+            self.gc_total.load(Ordering::Relaxed),
+        );
+        (total > 0).then(|| (done.min(total), total))
+    }
+
+    /// Waits until nothing that was deleted before the call waits for a collection.
+    ///
+    /// # Errors
+    /// As [`Store::gc`].
+    pub fn gc_wait(&self) -> Result<GcReport, StoreError> {
+        // One that runs may have begun before the last deletion; it is waited for by its lock.
+        self.gc()
     }
 
     fn collect(&self, ends: &std::collections::BTreeMap<u32, u64>) -> Result<GcReport, StoreError> {
@@ -135,6 +168,18 @@ impl Store {
         let mut report = GcReport::default();
         let existing = self.segments.existing()?;
         let mut blocks = Blocks::new(&existing);
+        // What is packed needs no blocks, but its entries.
+        let mut entries = Entries::load(&mut reader, committed.packs)?;
+        tree::mark(
+            &mut reader,
+            committed.packs,
+            &mut |id, _| {
+                garbage.clear(id);
+                report.live_pages += 1;
+                Visit::Descend
+            },
+            None,
+        )?;
         for root in committed.roots {
             tree::mark(
                 &mut reader,
@@ -151,7 +196,7 @@ impl Store {
                     if crate::fs::key::split(key).is_some_and(|k| k.1 == crate::fs::key::EXTENT)
                         && let Some(e) = Extent::decode(value)
                     {
-                        blocks.mark(&e);
+                        entries.mark(&e, &mut blocks);
                     }
                 }),
             )?;
@@ -170,6 +215,7 @@ impl Store {
                 report.freed_pages += n;
             }
         }
+        report.freed_bytes += self.sweep_packs(&mut reader, committed.packs, &entries)?;
         let mut core = self.core()?;
         core.pages.garbage = 0;
         core.garbage_bytes = 0;
