@@ -2,6 +2,7 @@
 
 mod changes;
 mod diff;
+mod history;
 mod options;
 mod restore;
 mod unmount;
@@ -60,6 +61,8 @@ pub struct Service {
     store: Arc<Store>,
     dir: PathBuf,
     mounts: Mutex<Mounts>,
+    /// One receive at a time.
+    receiving: Mutex<()>,
     /// Told when a mount is gone.
     gone: Condvar,
 }
@@ -86,6 +89,7 @@ impl Service {
             store,
             dir,
             mounts: Mutex::default(),
+            receiving: Mutex::default(),
             gone: Condvar::new(),
         }))
     }
@@ -322,7 +326,34 @@ impl Service {
             }),
             Request::Rename { from, to } => self.rename(&from, &to),
             Request::Delete { name } => self.delete(&name),
-            Request::Gc => Ok(self.store.gc()?.into()),
+            Request::Gc => self.low(|s| Ok(s.gc()?.into())),
+            Request::GcWait => self.low(|s| Ok(s.gc_wait()?.into())),
+            Request::Pack {
+                head,
+                checkpoints,
+                level,
+            } => self.pack(head.as_deref(), &checkpoints, level),
+            Request::Prune { rules, dry_run } => self.prune(&rules, dry_run),
+            Request::Send {
+                head,
+                checkpoint,
+                base,
+                resume,
+                level,
+                pipe,
+                have,
+            } => {
+                let what = history::ToSend {
+                    head: head.as_deref(),
+                    checkpoint: &checkpoint,
+                    base: base.as_deref(),
+                    resume: resume.as_deref(),
+                    level,
+                };
+                self.send(&what, &pipe, have.as_deref())
+            }
+            Request::Receive { name, pipe } => self.receive(name.as_deref(), &pipe),
+            Request::Chunks { pipe } => self.chunks(&pipe),
             Request::Stats => self.stats(),
             Request::Mount(spec) => Ok(Answer::Mounted {
                 mountpoint: self.mount(&spec)?,

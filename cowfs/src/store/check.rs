@@ -61,20 +61,8 @@ impl Store {
                 }
             }
             let mut in_store = |e: &fs::Extent| {
-                let (packed, n) = self.packs.run(e.seg, e.off, u64::from(e.len));
-                if packed && n == u64::from(e.len) {
-                    return true;
-                }
-                let len = *lens.entry(e.seg).or_insert_with(|| {
-                    self.segments
-                        .file(e.seg)
-                        .and_then(|f| {
-                            f.len()
-                                .map_err(StoreError::io(&file_name(e.seg), "reading"))
-                        })
-                        .ok()
-                });
-                len.is_some_and(|l| e.off + u64::from(e.len) <= l)
+                let len = *lens.entry(e.seg).or_insert_with(|| self.segment_len(e.seg));
+                self.has_bytes_of(e, len)
             };
             let mut read: ReadTxn<'_> = self.read(*root)?;
             match fs::check::check(&mut read, *next_ino, &mut in_store) {
@@ -89,5 +77,22 @@ impl Store {
         }
         progress(all, all);
         Ok(report)
+    }
+
+    fn segment_len(&self, segment: u32) -> Option<u64> {
+        let file = self.segments.file(segment).ok()?;
+        let len = file.len();
+        len.map_err(StoreError::io(&file_name(segment), "reading"))
+            .ok()
+    }
+
+    fn has_bytes_of(&self, e: &fs::Extent, len: Option<u64>) -> bool {
+        let (packed, n) = self.packs.run(e.seg, e.off, u64::from(e.len));
+        packed && n == u64::from(e.len) || len.is_some_and(|l| e.off + u64::from(e.len) <= l)
+    }
+
+    /// True if an extent lies in what is packed, or within its segment's file.
+    pub(crate) fn has_bytes(&self, e: &fs::Extent) -> bool {
+        self.has_bytes_of(e, self.segment_len(e.seg))
     }
 }

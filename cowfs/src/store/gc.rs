@@ -77,6 +77,12 @@ impl Blocks {
         self.mark_range(e.seg, e.off, e.off.saturating_add(u64::from(e.len)))
     }
 
+    /// True if all blocks of a range are marked.
+    pub(super) fn has_range(&self, segment: u32, from: u64, to: u64) -> bool {
+        let map = self.segments.get(&segment);
+        map.is_some_and(|m| (from / BLOCK..to.div_ceil(BLOCK)).all(|b| m.is_set(b)))
+    }
+
     /// Marks a range of a segment; false if there is none.
     pub(super) fn mark_range(&mut self, segment: u32, from: u64, to: u64) -> bool {
         let Some(map) = self.segments.get_mut(&segment) else {
@@ -104,6 +110,7 @@ impl Store {
             StoreError::Refused("the store stopped after an internal error in a collection".into())
         };
         let _one = self.gc_lock.lock().map_err(stopped)?;
+        let asked = self.gc_asked.load(Ordering::Acquire);
         self.gc_done.store(0, Ordering::Relaxed);
         self.gc_total.store(self.gc_pages()?, Ordering::Relaxed);
         let ends = {
@@ -122,6 +129,7 @@ impl Store {
         self.gc_total.store(0, Ordering::Relaxed);
         let mut report = result?;
         self.gc_runs.fetch_add(1, Ordering::Relaxed);
+        self.gc_served.fetch_max(asked, Ordering::AcqRel);
         report.elapsed_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::info!(
             pages = report.freed_pages,
@@ -147,13 +155,27 @@ impl Store {
         (total > 0).then(|| (done.min(total), total))
     }
 
-    /// Waits until nothing that was deleted before the call waits for a collection.
+    /// Waits until all collections are done that were asked for before the call. If nobody sees to one, does it.
     ///
     /// # Errors
     /// As [`Store::gc`].
     pub fn gc_wait(&self) -> Result<GcReport, StoreError> {
-        // One that runs may have begun before the last deletion; it is waited for by its lock.
-        self.gc()
+        let start = Instant::now();
+        let asked = self.gc_asked.load(Ordering::Acquire);
+        let mut idle = 0;
+        while self.gc_served.load(Ordering::Acquire) < asked {
+            let busy = self.gc_busy.load(Ordering::Acquire);
+            idle = if busy { 0 } else { idle + 1 };
+            // The background thread takes a request at once, unless there is none, or a collection has failed.
+            if idle > 100 {
+                return self.gc();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Ok(GcReport {
+            elapsed_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            ..GcReport::default()
+        })
     }
 
     fn collect(&self, ends: &std::collections::BTreeMap<u32, u64>) -> Result<GcReport, StoreError> {
@@ -200,6 +222,12 @@ impl Store {
                     }
                 }),
             )?;
+        }
+        entries.settle(&blocks);
+        if committed.packs != 0 {
+            // Whoever looked a packed place up before it was dropped has read it when this returns.
+            drop(self.gate.write());
+            self.drop_entries(&entries)?;
         }
         fault::point("gc:free");
         // Whoever looked a place up before it was dropped has read it when this returns.

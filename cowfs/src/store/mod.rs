@@ -156,6 +156,9 @@ pub struct Store {
     uuid: [u8; 16],
     hash_key: [u8; 16],
     gc_runs: AtomicU64,
+    /// Collections that were asked for, and how many of these requests have been served.
+    gc_asked: AtomicU64,
+    gc_served: AtomicU64,
     gc_stop: AtomicBool,
     /// A thread collects, and shall collect once more.
     gc_busy: AtomicBool,
@@ -400,8 +403,14 @@ impl Store {
         crate::tree::diff(&mut PageByPage(self), a, b, f)
     }
 
+    /// Gives the calling thread a low priority, for good.
+    pub(crate) fn lower_priority() {
+        sys::lower_priority();
+    }
+
     /// Asks the background thread to collect garbage.
     pub fn want_gc(&self) {
+        self.gc_asked.fetch_add(1, Ordering::AcqRel);
         self.want(|w| w.gc = true);
     }
 

@@ -28,7 +28,7 @@ use crate::fs::Kv;
 use cache::Cache;
 use frame::Frame;
 pub use pack::{PackOptions, PackReport};
-use records::{ChunkAt, ENTRY, Entry, FRAME, FrameInfo, Name};
+use records::{CHUNK, ChunkAt, ENTRY, Entry, FRAME, FrameInfo, Name};
 pub use verify::{Damage, DataReport, Fetch, RepairReport};
 pub(crate) use writer::Writer;
 
@@ -512,6 +512,18 @@ impl Store {
             last.push(0);
             from = last;
         }
+    }
+
+    /// Calls `f` with the name of every chunk that is in a pack.
+    ///
+    /// # Errors
+    /// Corrupt, or what the host says.
+    pub fn each_chunk(&self, f: &mut dyn FnMut(&Name)) -> Result<(), StoreError> {
+        self.each_index(vec![CHUNK], &[CHUNK + 1], &mut |k, _| {
+            if let Some(name) = records::chunk_name(k) {
+                f(&name);
+            }
+        })
     }
 
     /// Makes the index, if there is none yet.

@@ -37,7 +37,7 @@ impl PackOptions {
 }
 
 /// What packing did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PackReport {
     /// Bytes of files that are packed now and were not before.
     pub packed_bytes: u64,

@@ -98,6 +98,16 @@ impl Entries {
         }
     }
 
+    /// Gives up sums over bytes of which a part is about to be given back; `blocks` has all that stays.
+    pub fn settle(&mut self, blocks: &Blocks) {
+        for (seg, slots) in &mut self.segments {
+            for s in slots.iter_mut().filter(|s| !s.packed && s.live) {
+                let off = u64::from(s.off);
+                s.live = blocks.has_range(*seg, off, off + u64::from(s.len));
+            }
+        }
+    }
+
     /// Tags of the chunks that live entries name, sorted.
     fn tags(&self) -> Vec<u64> {
         let slots = self.segments.values().flatten();
@@ -131,7 +141,6 @@ impl Store {
             return Ok(0);
         }
         fault::point("gc:index");
-        self.drop_entries(entries)?;
         let tags = entries.tags();
         let is_live = |name: &Name| tags.binary_search(&tag(name)).is_ok();
         let mut frames = Frames::new();
@@ -187,8 +196,9 @@ impl Store {
         Ok(freed)
     }
 
-    /// Removes entries whose ranges no tree has.
-    fn drop_entries(&self, entries: &Entries) -> Result<(), StoreError> {
+    /// Removes entries whose ranges no tree has, before anything of these ranges is given back: a sum must not outlive its
+    /// bytes.
+    pub(in crate::store) fn drop_entries(&self, entries: &Entries) -> Result<(), StoreError> {
         let mut dead: Vec<Change> = Vec::new();
         let mut ranges: Vec<(u32, u64, u64)> = Vec::new();
         for (seg, slots) in &entries.segments {
@@ -207,7 +217,7 @@ impl Store {
         for (seg, from, to) in ranges {
             self.packs.uncover(seg, from, to);
         }
-        Ok(())
+        self.sync()
     }
 
     /// Writes the live chunks of sparse frames anew. Frames that are damaged stay.

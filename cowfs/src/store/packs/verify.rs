@@ -361,6 +361,32 @@ impl Store {
         Ok(report)
     }
 
+    /// The bytes of a chunk, from a pack, or from a segment of which the index knows the sum. Looks through the whole index
+    /// for the latter.
+    ///
+    /// # Errors
+    /// Corrupt, or what the host says.
+    pub fn chunk_anywhere(&self, name: &Name) -> Result<Option<Vec<u8>>, StoreError> {
+        if let Some(bytes) = self.chunk(name)? {
+            return Ok(Some(bytes));
+        }
+        let mut found = Vec::new();
+        self.each_entry((0, 0), (u32::MAX, u64::MAX), &mut |seg, off, e| {
+            if !e.packed && e.name == *name {
+                found.push((seg, off, e));
+            }
+        })?;
+        for (segment, offset, e) in found {
+            let mut buf = vec![0; e.len as usize];
+            let place = Place { segment, offset };
+            self.segments.read_unpacked(place, &mut buf)?;
+            if name_of(&buf) == *name {
+                return Ok(Some(buf));
+            }
+        }
+        Ok(None)
+    }
+
     /// Copies the bytes that are about to be replaced.
     fn keep_damaged(
         &self,

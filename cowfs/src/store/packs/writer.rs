@@ -85,10 +85,6 @@ impl<'a> Writer<'a> {
         self.entries.push((segment, off, entry));
     }
 
-    /// Removes a record of the index, together with what [`Writer::finish`] adds.
-    pub fn drop_record(&mut self, key: &[u8]) {
-        self.changes.push((key.to_vec(), None));
-    }
 
     /// Things that wait in memory.
     pub fn waiting(&self) -> usize {

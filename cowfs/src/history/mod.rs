@@ -1,0 +1,10 @@
+//! What keeps a long history useful: rules for pruning, streams between stores, stores of objects.
+
+pub mod prune;
+mod receive;
+pub mod remote;
+mod send;
+pub mod stream;
+
+pub use receive::{Received, parse_token, receive, token};
+pub use send::{SendOptions, Sent, TransferError, send};
