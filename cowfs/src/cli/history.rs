@@ -221,12 +221,16 @@ fn send(cli: &Cli, a: &SendArgs) -> Result<u8, Failure> {
         });
     }
     let (mut reader, writer) = io::pipe().map_err(io_failure("a pipe"))?;
-    let at = is_url(&a.to).then(|| Remote::open(&a.to)).transpose().map_err(remote)?;
+    let at = is_url(&a.to)
+        .then(|| Remote::open(&a.to))
+        .transpose()
+        .map_err(remote)?;
     let mut have = None;
     if let Some(at) = &at {
         let mut list = nameless()?;
         for name in at.chunks() {
-            list.write_all(name).map_err(io_failure("a temporary file"))?;
+            list.write_all(name)
+                .map_err(io_failure("a temporary file"))?;
         }
         have = Some(list);
     }

@@ -228,14 +228,56 @@ mod tests {
         let none = Rules::default;
         let table: &[(Rules, &[&str])] = &[
             (Rules { last: 2, ..none() }, &["h265", "h266"]),
-            (Rules { last: 99, ..none() }, &["h1", "h5", "h23", "h25", "h30", "h95", "h97", "h100", "h263", "h265", "h266"]),
+            (
+                Rules { last: 99, ..none() },
+                &[
+                    "h1", "h5", "h23", "h25", "h30", "h95", "h97", "h100", "h263", "h265", "h266",
+                ],
+            ),
             (Rules { daily: 3, ..none() }, &["h100", "h263", "h266"]),
-            (Rules { weekly: 2, ..none() }, &["h263", "h266"]),
-            (Rules { weekly: 3, ..none() }, &["h95", "h263", "h266"]),
-            (Rules { within_us: Some(HOUR * 5), ..none() }, &["h265", "h266"]),
-            (Rules { within_us: Some(HOUR * 6), ..none() }, &["h265", "h266"]),
-            (Rules { within_us: Some(HOUR * 8), ..none() }, &["h263", "h265", "h266"]),
-            (Rules { daily: 1, weekly: 2, ..none() }, &["h263", "h266"]),
+            (
+                Rules {
+                    weekly: 2,
+                    ..none()
+                },
+                &["h263", "h266"],
+            ),
+            (
+                Rules {
+                    weekly: 3,
+                    ..none()
+                },
+                &["h95", "h263", "h266"],
+            ),
+            (
+                Rules {
+                    within_us: Some(HOUR * 5),
+                    ..none()
+                },
+                &["h265", "h266"],
+            ),
+            (
+                Rules {
+                    within_us: Some(HOUR * 6),
+                    ..none()
+                },
+                &["h265", "h266"],
+            ),
+            (
+                Rules {
+                    within_us: Some(HOUR * 8),
+                    ..none()
+                },
+                &["h263", "h265", "h266"],
+            ),
+            (
+                Rules {
+                    daily: 1,
+                    weekly: 2,
+                    ..none()
+                },
+                &["h263", "h266"],
+            ),
         ];
         for (i, (rules, want)) in table.iter().enumerate() {
             rules.check().expect("something is kept");
@@ -258,7 +300,15 @@ mod tests {
         apply(&mut c, rollback(7, 5), 11);
         apply(&mut c, rollback(8, 3), 12);
         let set = BTreeMap::from([("why".to_owned(), "upgrade".to_owned())]);
-        apply(&mut c, CatalogOp::Tag { id: 1, set, remove: vec![] }, 13);
+        apply(
+            &mut c,
+            CatalogOp::Tag {
+                id: 1,
+                set,
+                remove: vec![],
+            },
+            13,
+        );
         let rules = |tag: &str| Rules {
             last: 1,
             tags: vec![tag.into()],
@@ -266,11 +316,18 @@ mod tests {
         };
         // The pinned one, the one that the head continues, the last asked for, and the last that was left.
         assert_eq!(kept(&c, &rules("no"), 99), ["h2", "h3", "h6", "left8"]);
-        assert_eq!(kept(&c, &rules("why"), 99), ["h1", "h2", "h3", "h6", "left8"]);
+        assert_eq!(
+            kept(&c, &rules("why"), 99),
+            ["h1", "h2", "h3", "h6", "left8"]
+        );
         assert_eq!(kept(&c, &rules("why=not"), 99), ["h2", "h3", "h6", "left8"]);
         let mounted = BTreeSet::from([4]);
         let plan = plan(&c, &rules("why=upgrade"), &mounted, 99 * HOUR);
-        let gone: Vec<&str> = plan.iter().filter(|v| !v.is_kept()).map(|v| v.name.as_str()).collect();
+        let gone: Vec<&str> = plan
+            .iter()
+            .filter(|v| !v.is_kept())
+            .map(|v| v.name.as_str())
+            .collect();
         assert_eq!(gone, ["h5", "left7"]);
     }
 

@@ -100,7 +100,8 @@ struct Receiver<'a> {
 
 impl<'a> Receiver<'a> {
     fn start(store: &'a Store, begin: Begin, name: Option<&str>) -> Result<Self, TransferError> {
-        let hex = |s: &Source| s.store.len() == 32 && s.store.bytes().all(|b| b.is_ascii_hexdigit());
+        let hex =
+            |s: &Source| s.store.len() == 32 && s.store.bytes().all(|b| b.is_ascii_hexdigit());
         if !hex(&begin.source) || begin.next_ino >= INO_END || begin.tags.len() > 1000 {
             return Err(damaged("its beginning makes no sense"));
         }
@@ -299,7 +300,9 @@ impl<'a> Receiver<'a> {
             w.finish()?;
             let mut placed: Vec<(u64, u64, Extent)> = Vec::new();
             for i in &items {
-                let Item::Map(ino, at, list) = i else { continue };
+                let Item::Map(ino, at, list) = i else {
+                    continue;
+                };
                 match self.place(w, list)? {
                     Some((segment, off, len)) => placed.push((
                         *ino,
@@ -349,7 +352,9 @@ impl<'a> Receiver<'a> {
         list: &[(u32, Name)],
     ) -> Result<Option<(u32, u64, u32)>, StoreError> {
         let len: u64 = list.iter().map(|c| u64::from(c.0)).sum();
-        let Some(len32) = u32::try_from(len).ok().filter(|l| *l > 0 && *l <= data::EXTENT_MAX)
+        let Some(len32) = u32::try_from(len)
+            .ok()
+            .filter(|l| *l > 0 && *l <= data::EXTENT_MAX)
         else {
             return Ok(None);
         };
@@ -445,11 +450,10 @@ impl<'a> Receiver<'a> {
         t.commit();
         let root = store.pin_head(&self.hidden)?;
         let next_ino = self.begin.next_ino;
-        let checked = fs::check::check(
-            &mut QuietKv { store, root },
-            next_ino,
-            &mut |e: &Extent| store.has_bytes(e),
-        );
+        let checked =
+            fs::check::check(&mut QuietKv { store, root }, next_ino, &mut |e: &Extent| {
+                store.has_bytes(e)
+            });
         store.unpin_root(root);
         let checked = checked.map_err(unwrap_fs)?;
         if let Some(p) = checked.problems.first() {
@@ -538,12 +542,7 @@ impl Kv for QuietKv<'_> {
         fs::fail(libc::EROFS)
     }
 
-    fn scan(
-        &mut self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut fs::OnEntry<'_>,
-    ) -> Result<(), fs::FsError> {
+    fn scan(&mut self, from: &[u8], to: &[u8], f: &mut fs::OnEntry<'_>) -> Result<(), fs::FsError> {
         let mut quiet = self.store.quiet();
         Ok(crate::tree::scan(&mut quiet, self.root, from, Some(to), f)?)
     }
@@ -554,7 +553,9 @@ impl Kv for QuietKv<'_> {
         before: &[u8],
     ) -> Result<Option<(Vec<u8>, Vec<u8>)>, fs::FsError> {
         let mut quiet = self.store.quiet();
-        Ok(crate::tree::last_before(&mut quiet, self.root, from, before)?)
+        Ok(crate::tree::last_before(
+            &mut quiet, self.root, from, before,
+        )?)
     }
 
     fn alloc_ino(&mut self) -> u64 {

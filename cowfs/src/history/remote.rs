@@ -128,7 +128,9 @@ impl Remote {
                 runtime,
             }
         } else {
-            return Err(bad("there are file:///DIRECTORY and s3://BUCKET/PREFIX".into()));
+            return Err(bad(
+                "there are file:///DIRECTORY and s3://BUCKET/PREFIX".into()
+            ));
         };
         let mut remote = Self {
             place,
@@ -152,7 +154,14 @@ impl Remote {
 
     fn key(prefix: &str, key: &str) -> Key {
         let parts = [prefix, ROOT, key];
-        Key::from(parts.iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join("/"))
+        Key::from(
+            parts
+                .iter()
+                .filter(|p| !p.is_empty())
+                .copied()
+                .collect::<Vec<_>>()
+                .join("/"),
+        )
     }
 
     /// Last parts of the names of all objects in a directory, sorted.
@@ -289,8 +298,8 @@ impl Remote {
             match stream.read()? {
                 Record::Chunks(frame) => {
                     let id = *blake3::hash(&frame).as_bytes();
-                    let opened = frame::open(&frame)
-                        .map_err(|e| StreamError::Damaged(e.to_owned()))?;
+                    let opened =
+                        frame::open(&frame).map_err(|e| StreamError::Damaged(e.to_owned()))?;
                     index.extend_from_slice(&id);
                     let count = u32::try_from(opened.chunks.len()).unwrap_or(0);
                     index.extend_from_slice(&count.to_le_bytes());

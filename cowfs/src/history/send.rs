@@ -6,9 +6,9 @@ use std::ops::ControlFlow;
 
 use super::stream::{Begin, Item, Reached, Record, StreamError, Writer};
 use crate::fs::{Extent, key};
-use crate::store::packs::chunker;
 use crate::store::packs::frame::Builder;
 use crate::store::packs::records::{Name, name_of};
+use crate::store::packs::{chunker, ranges};
 use crate::store::segments::Place;
 use crate::store::{Checkpoint, Source, Store, StoreError};
 use crate::tree::{self, PageId};
@@ -120,15 +120,18 @@ pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, Tran
     })))?;
     let from = base.as_ref().map_or(0, |(b, _)| b.1);
     let mut failed = None;
-    tree::diff(&mut store.quiet(), from, tree.1, &mut |k, old, new| {
-        match s.change(k, old, new) {
+    tree::diff(
+        &mut store.quiet(),
+        from,
+        tree.1,
+        &mut |k, old, new| match s.change(k, old, new) {
             Ok(()) => ControlFlow::Continue(()),
             Err(e) => {
                 failed = Some(e);
                 ControlFlow::Break(())
             }
-        }
-    })?;
+        },
+    )?;
     if let Some(e) = failed {
         return Err(e);
     }
@@ -151,7 +154,7 @@ struct Sender<'a, W> {
     count: u64,
     /// Inode that changes are of, its ranges that go and those that come.
     ino: u64,
-    unmap: Vec<(u64, u64)>,
+    unmap: Vec<(u64, Extent)>,
     map: Vec<(u64, Extent)>,
     skip: Reached,
     report: Sent,
@@ -176,8 +179,7 @@ impl<W: Write> Sender<'_, W> {
         if kind == key::EXTENT {
             let at = key::extent_offset(k).ok_or_else(bad)?;
             if let Some(e) = old {
-                let e = Extent::decode(e).ok_or_else(bad)?;
-                self.unmap.push((at, u64::from(e.len)));
+                self.unmap.push((at, Extent::decode(e).ok_or_else(bad)?));
             }
             if let Some(e) = new {
                 self.map.push((at, Extent::decode(e).ok_or_else(bad)?));
@@ -241,20 +243,45 @@ impl<W: Write> Sender<'_, W> {
     /// Contents come last, and what goes before what comes: a new range may lie where two old ones were.
     fn end_inode(&mut self) -> Result<(), TransferError> {
         let ino = self.ino;
-        let (unmap, map) = (std::mem::take(&mut self.unmap), std::mem::take(&mut self.map));
+        let (unmap, map) = (
+            std::mem::take(&mut self.unmap),
+            std::mem::take(&mut self.map),
+        );
+        // A write splits extents: what both sides map to the same place has not changed.
+        let same = unchanged(&unmap, &map);
+        let of = |v: &[(u64, Extent)]| -> Vec<(u64, u64)> {
+            let each = v.iter();
+            each.map(|(at, e)| (*at, at + u64::from(e.len))).collect()
+        };
+        let gone = ranges::split(&of(&unmap), &same).0;
+        let come = ranges::split(&of(&map), &same).0;
         if !self.is_begun(ino) {
-            for (at, len) in unmap {
-                self.push(Item::Unmap(ino, at, len));
+            for (from, to) in gone {
+                self.push(Item::Unmap(ino, from, to - from));
                 if self.items_bytes >= ITEMS_BYTES {
                     self.emit((ino, 0))?;
                 }
             }
         }
-        let from = if self.is_begun(ino) { self.skip.1 } else { 0 };
-        for (at, e) in map {
-            let done = from.saturating_sub(at).min(u64::from(e.len));
-            if done < u64::from(e.len) {
-                self.send_range(ino, at, &e, done)?;
+        let begin = if self.is_begun(ino) { self.skip.1 } else { 0 };
+        let mut map = map.into_iter().peekable();
+        for (from, to) in come {
+            // The extent that the range is a part of.
+            while map
+                .next_if(|(at, e)| at + u64::from(e.len) <= from)
+                .is_some()
+            {}
+            let Some((at, e)) = map.peek().copied() else {
+                break;
+            };
+            let part = Extent {
+                off: e.off + (from - at),
+                len: u32::try_from(to - from).unwrap_or(e.len),
+                ..e
+            };
+            let done = begin.saturating_sub(from).min(to - from);
+            if done < to - from {
+                self.send_range(ino, from, &part, done)?;
             }
         }
         if self.items_bytes >= ITEMS_BYTES {
@@ -366,6 +393,26 @@ impl<W: Write> Sender<'_, W> {
         self.report.chunks += 1;
         self.report.chunk_bytes += bytes.len() as u64;
     }
+}
+
+/// Ranges of a file that both sides map to the same place; both lists are in order.
+fn unchanged(old: &[(u64, Extent)], new: &[(u64, Extent)]) -> Vec<(u64, u64)> {
+    let mut same = Vec::new();
+    let mut i = 0;
+    for (at, e) in new {
+        let end = at + u64::from(e.len);
+        while i < old.len() && old[i].0 + u64::from(old[i].1.len) <= *at {
+            i += 1;
+        }
+        for (was, o) in old[i..].iter().take_while(|o| o.0 < end) {
+            // Offsets may be smaller than places in the file.
+            let here = o.off.wrapping_sub(*was) == e.off.wrapping_sub(*at);
+            if o.seg == e.seg && here {
+                same.push(((*at).max(*was), end.min(was + u64::from(o.len))));
+            }
+        }
+    }
+    same
 }
 
 impl Store {

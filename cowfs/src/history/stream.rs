@@ -361,10 +361,7 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// No stream, a newer one.
     pub fn new(from: R) -> Result<Self, StreamError> {
-        let mut r = Self {
-            from,
-            sum: [0; 16],
-        };
+        let mut r = Self { from, sum: [0; 16] };
         let mut magic = [0; 8];
         r.fill(&mut magic)?;
         if &magic[..7] != MAGIC {
@@ -405,9 +402,7 @@ impl<R: Read> Reader<R> {
         let mut sum = [0; 16];
         self.fill(&mut sum)?;
         if chain(&self.sum, &head, &body) != sum {
-            return Err(StreamError::Damaged(
-                "a record has a wrong checksum".into(),
-            ));
+            return Err(StreamError::Damaged("a record has a wrong checksum".into()));
         }
         self.sum = sum;
         Record::decode(head[0], body)

@@ -84,7 +84,11 @@ mod tests {
         assert!(all[..all.len() - 1].iter().all(|c| c.len() > MIN));
         let mean = data.len() / all.len();
         assert!((AVERAGE / 2..AVERAGE * 2).contains(&mean), "{mean}");
-        assert_eq!(chunks(&[0; 300_000]).len(), 3, "zeros go in the largest ones");
+        assert_eq!(
+            chunks(&[0; 300_000]).len(),
+            3,
+            "zeros go in the largest ones"
+        );
         assert_eq!(cut(&[]), 0);
         assert_eq!(cut(&[1; MIN]), MIN);
     }

@@ -10,7 +10,7 @@ mod cache;
 pub mod chunker;
 pub mod frame;
 mod pack;
-mod ranges;
+pub(crate) mod ranges;
 pub mod records;
 pub(super) mod sweep;
 mod verify;
@@ -175,13 +175,10 @@ impl Packs {
             return Ok(Arc::clone(f));
         }
         let name = file_name(pack);
-        let f = self
-            .disk
-            .open(&name, false)
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => StoreError::corrupt(&name, "the pack is missing"),
-                _ => StoreError::io(&name, "opening")(e),
-            })?;
+        let f = self.disk.open(&name, false).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => StoreError::corrupt(&name, "the pack is missing"),
+            _ => StoreError::io(&name, "opening")(e),
+        })?;
         if open.len() >= 64 {
             open.clear();
         }
@@ -356,7 +353,9 @@ impl Store {
         let mut rest = buf;
         for p in pieces {
             let frame = self.packs.frame(p.at.pack, p.at.frame, p.at.frame_bytes)?;
-            let bytes = frame.chunk(&p.name).and_then(|c| c.get(p.skip..p.skip + p.len));
+            let bytes = frame
+                .chunk(&p.name)
+                .and_then(|c| c.get(p.skip..p.skip + p.len));
             let Some(bytes) = bytes else {
                 return Err(StoreError::corrupt(
                     &file_name(p.at.pack),
@@ -449,8 +448,10 @@ impl Store {
         }
         let mut txn = self.read_head(HEAD)?;
         let mut found = None;
-        txn.get(&records::chunk_key(name), &mut |v| found = ChunkAt::decode(v))
-            .map_err(unwrap_fs)?;
+        txn.get(&records::chunk_key(name), &mut |v| {
+            found = ChunkAt::decode(v)
+        })
+        .map_err(unwrap_fs)?;
         Ok(found)
     }
 
@@ -474,11 +475,16 @@ impl Store {
         f: &mut dyn FnMut(u32, u64, Entry),
     ) -> Result<(), StoreError> {
         let end = records::entry_key(to.0, to.1).to_vec();
-        self.each_index(records::entry_key(from.0, from.1).to_vec(), &end, &mut |k, v| {
-            if let (Some((seg, off)), Some(e)) = (records::place_of(ENTRY, k), Entry::decode(v)) {
-                f(seg, off, e);
-            }
-        })
+        self.each_index(
+            records::entry_key(from.0, from.1).to_vec(),
+            &end,
+            &mut |k, v| {
+                if let (Some((seg, off)), Some(e)) = (records::place_of(ENTRY, k), Entry::decode(v))
+                {
+                    f(seg, off, e);
+                }
+            },
+        )
     }
 
     /// Records of the index from `from` up to `to`, in slices.

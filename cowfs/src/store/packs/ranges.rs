@@ -4,9 +4,9 @@ use crate::fs::Extent;
 use crate::store::segments::SEGMENT_BYTES;
 
 /// An address: segment * 2^30 + offset.
-pub(super) type Address = u64;
+pub(crate) type Address = u64;
 /// From, to.
-pub(super) type Range = (Address, Address);
+pub(crate) type Range = (Address, Address);
 
 /// The address of a place.
 pub(super) fn address(segment: u32, off: u64) -> Address {
@@ -41,7 +41,7 @@ pub(super) fn disjoint(v: &mut Vec<Range>) {
 }
 
 /// What of `a` is not in `b`, and what of it is; both are disjoint and sorted.
-pub(super) fn split(a: &[Range], b: &[Range]) -> (Vec<Range>, Vec<Range>) {
+pub(crate) fn split(a: &[Range], b: &[Range]) -> (Vec<Range>, Vec<Range>) {
     let (mut out, mut inside) = (Vec::new(), Vec::new());
     let mut j = 0;
     for &(mut from, to) in a {
@@ -85,11 +85,11 @@ mod tests {
         disjoint(&mut v);
         assert_eq!(v, [(0, 5), (10, 12), (12, 20), (20, 25), (30, 40)]);
         let (out, inside) = split(&v, &[(3, 11), (18, 22), (35, 36)]);
-        assert_eq!(out, [(0, 3), (11, 12), (12, 18), (22, 25), (30, 35), (36, 40)]);
         assert_eq!(
-            inside,
-            [(3, 5), (10, 11), (18, 20), (20, 22), (35, 36)]
+            out,
+            [(0, 3), (11, 12), (12, 18), (22, 25), (30, 35), (36, 40)]
         );
+        assert_eq!(inside, [(3, 5), (10, 11), (18, 20), (20, 22), (35, 36)]);
         assert!(touches((24, 31), &v) && !touches((25, 30), &v));
     }
 }

@@ -111,7 +111,10 @@ impl Entries {
     /// Tags of the chunks that live entries name, sorted.
     fn tags(&self) -> Vec<u64> {
         let slots = self.segments.values().flatten();
-        let mut tags: Vec<u64> = slots.filter(|s| s.live && s.packed).map(|s| s.tag).collect();
+        let mut tags: Vec<u64> = slots
+            .filter(|s| s.live && s.packed)
+            .map(|s| s.tag)
+            .collect();
         tags.sort_unstable();
         tags.dedup();
         tags
@@ -147,7 +150,14 @@ impl Store {
         tree::scan(reader, index, &[FRAME], Some(&[FRAME + 1]), &mut |k, v| {
             if let (Some(at), Some(f)) = (records::place_of(FRAME, k), FrameInfo::decode(v)) {
                 let (bytes, raw) = (f.bytes, f.raw);
-                frames.insert(at, Use { bytes, raw, live: 0 });
+                frames.insert(
+                    at,
+                    Use {
+                        bytes,
+                        raw,
+                        live: 0,
+                    },
+                );
             }
             std::ops::ControlFlow::Continue(())
         })?;
@@ -174,7 +184,9 @@ impl Store {
             }
         })?;
         done?;
-        let keys = gone.keys().map(|(pack, off)| records::frame_key(*pack, *off));
+        let keys = gone
+            .keys()
+            .map(|(pack, off)| records::frame_key(*pack, *off));
         dead.extend(keys.map(|k| (k.to_vec(), None)));
         self.change_index(&dead)?;
         // The index on disk must not name what goes.
@@ -188,10 +200,9 @@ impl Store {
             freed += u64::from(f.bytes);
             frames.remove(&(*pack, *off));
         }
-        self.packs.stored.fetch_sub(
-            freed.min(self.packs.stored_bytes()),
-            Ordering::Relaxed,
-        );
+        self.packs
+            .stored
+            .fetch_sub(freed.min(self.packs.stored_bytes()), Ordering::Relaxed);
         self.clear_packs(&frames, busy)?;
         Ok(freed)
     }
@@ -300,7 +311,9 @@ impl Store {
     fn has_frames(&self, pack: u32) -> Result<bool, StoreError> {
         let mut any = false;
         let from = records::frame_key(pack, 0).to_vec();
-        self.each_index(from, &records::frame_key(pack, u64::MAX), &mut |_, _| any = true)?;
+        self.each_index(from, &records::frame_key(pack, u64::MAX), &mut |_, _| {
+            any = true
+        })?;
         Ok(any)
     }
 }

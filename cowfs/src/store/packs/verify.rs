@@ -66,10 +66,7 @@ impl Store {
     ///
     /// # Errors
     /// When the index itself cannot be read; damage is reported.
-    pub fn check_data(
-        &self,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<DataReport, StoreError> {
+    pub fn check_data(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<DataReport, StoreError> {
         let mut report = DataReport::default();
         let mut total = 0;
         let end = (u32::MAX, u64::MAX);
@@ -156,7 +153,8 @@ impl Store {
     fn bad_chunks(&self, progress: &mut dyn FnMut(u64)) -> Result<HashSet<Name>, StoreError> {
         let mut frames: Vec<(u32, u64, FrameInfo)> = Vec::new();
         self.each_index(vec![FRAME], &[FRAME + 1], &mut |k, v| {
-            if let (Some((pack, off)), Some(f)) = (records::place_of(FRAME, k), FrameInfo::decode(v))
+            if let (Some((pack, off)), Some(f)) =
+                (records::place_of(FRAME, k), FrameInfo::decode(v))
             {
                 frames.push((pack, off, f));
             }
@@ -284,7 +282,9 @@ impl Store {
             let mut parts: Vec<String> = Vec::new();
             let mut at = *ino;
             while at != ROOT_INO && parts.len() < 4096 {
-                let Some((dir, name)) = up.get(&at) else { break };
+                let Some((dir, name)) = up.get(&at) else {
+                    break;
+                };
                 parts.push(String::from_utf8_lossy(name).into_owned());
                 at = *dir;
             }

@@ -85,7 +85,6 @@ impl<'a> Writer<'a> {
         self.entries.push((segment, off, entry));
     }
 
-
     /// Things that wait in memory.
     pub fn waiting(&self) -> usize {
         self.changes.len() + self.entries.len()
@@ -136,7 +135,8 @@ impl<'a> Writer<'a> {
             .stored
             .fetch_add(self.stored_bytes, Ordering::Relaxed);
         self.stored_bytes = 0;
-        self.store.change_index(&std::mem::take(&mut self.changes))?;
+        self.store
+            .change_index(&std::mem::take(&mut self.changes))?;
         self.new.clear();
         fault::point("pack:chunks");
         for slice in std::mem::take(&mut self.entries).chunks(super::BATCH) {
