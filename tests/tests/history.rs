@@ -354,6 +354,7 @@ fn checkpoints_travel_whole_and_as_differences() {
         .expect("there");
     f.write_all_at(&[7; 9000], 1_500_000).expect("room");
     f.set_len(2_900_000).expect("room");
+    drop(f);
     fs::write(l.at("new"), noise(&mut Rng(8), 400_000)).expect("room");
     l.run(&["checkpoint", &m, "two"]);
     let second = tree(&l.at(""));

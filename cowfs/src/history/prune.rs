@@ -254,7 +254,7 @@ mod tests {
                     within_us: Some(HOUR * 5),
                     ..none()
                 },
-                &["h265", "h266"],
+                &["h266"],
             ),
             (
                 Rules {

@@ -591,3 +591,52 @@ impl Catalog {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        let mut c = Catalog::new(1, 2, 0);
+        let plain = String::from_utf8(c.encode()).expect("text");
+        assert!(
+            plain.contains("\"version\":1") && !plain.contains("hidden"),
+            "{plain}"
+        );
+        assert_eq!(Catalog::decode(plain.as_bytes()).expect("an old one"), c);
+        let op = CatalogOp::Hide {
+            id: 2,
+            name: "@x".into(),
+            from: None,
+            created_us: 0,
+        };
+        c.apply(&op, 1).expect("a new name");
+        let text = String::from_utf8(c.encode()).expect("text");
+        assert!(text.contains("\"version\":2"), "{text}");
+        assert_eq!(Catalog::decode(text.as_bytes()).expect("a new one"), c);
+        let newer = text.replacen("\"version\":2", "\"version\":3", 1);
+        let e = Catalog::decode(newer.as_bytes()).expect_err("newer");
+        assert!(matches!(e, StoreError::Newer { found: 3, known: 2 }), "{e}");
+    }
+
+    #[test]
+    fn hidden_heads_have_names_of_their_own() {
+        let mut c = Catalog::new(1, 2, 0);
+        let hide = |name: &str, from| CatalogOp::Hide {
+            id: 7,
+            name: name.into(),
+            from,
+            created_us: 0,
+        };
+        assert!(c.apply(&hide("x", None), 1).is_err());
+        assert!(c.apply(&hide("@x", Some(5)), 1).is_err());
+        c.apply(&hide("@x", None), 1).expect("a new name");
+        assert!(c.apply(&hide("@x", None), 2).is_err());
+        assert!(c.any_head("@x").is_some() && !c.heads.contains_key("@x"));
+        assert_eq!(c.head_by_id(7).map(|h| h.root), Some(0));
+        let op = CatalogOp::Unhide { name: "@x".into() };
+        c.apply(&op, 3).expect("it is there");
+        assert!(c.apply(&op, 3).is_err());
+    }
+}

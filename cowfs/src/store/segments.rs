@@ -370,7 +370,7 @@ impl Segments {
     ///
     /// # Errors
     /// What the host says.
-    pub(crate) fn read_unpacked(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
+    pub fn read_unpacked(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
         self.file(place.segment)?
             .read_at(buf, place.offset)
             .map_err(StoreError::io(&file_name(place.segment), "reading"))
