@@ -9,6 +9,7 @@ mod unmount;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
@@ -61,6 +62,8 @@ pub struct Service {
     store: Arc<Store>,
     dir: PathBuf,
     mounts: Mutex<Mounts>,
+    /// Contents of checkpoints older than this are packed, microseconds; 0: none by themselves.
+    pack_age_us: AtomicI64,
     /// One receive at a time.
     receiving: Mutex<()>,
     /// Told when a mount is gone.
@@ -89,6 +92,7 @@ impl Service {
             store,
             dir,
             mounts: Mutex::default(),
+            pack_age_us: AtomicI64::new(0),
             receiving: Mutex::default(),
             gone: Condvar::new(),
         }))
@@ -125,7 +129,8 @@ impl Service {
             subtype: "cowfs".into(),
             ..MountOptions::default()
         };
-        let atime = parse_options(&spec.options, &mut options)?;
+        let (pack_age_us, rest) = options::take_pack(&spec.options)?;
+        let atime = parse_options(&rest, &mut options)?;
         // Held until the mount is known, so that what is shown cannot be deleted meanwhile.
         let mut mounts = crate::mount::lock(&self.mounts);
         if mounts.contains_key(&target) {
@@ -219,6 +224,10 @@ impl Service {
                 m.fs.close();
             }
             return Err(Failure::new(format!("no thread for the mount: {e}")));
+        }
+        if let Some(age) = pack_age_us {
+            self.pack_by_age(age)
+                .map_err(|e| Failure::new(format!("no thread for packing: {e}")))?;
         }
         // The first request is answered when the mount works.
         std::fs::metadata(&target)

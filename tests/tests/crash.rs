@@ -194,7 +194,13 @@ impl Run {
                         _ => Vec::new(),
                     };
                     let level = 1;
-                    store.pack(&PackOptions { checkpoints, level }).is_ok()
+                    let whole = !checkpoints.is_empty();
+                    let options = PackOptions {
+                        checkpoints,
+                        whole,
+                        level,
+                    };
+                    store.pack(&options).is_ok()
                 }
                 4 => {
                     self.names += 1;

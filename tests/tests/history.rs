@@ -571,7 +571,8 @@ fn a_stream_whose_records_contradict_each_other_is_refused() {
             }
         }
     };
-    let bad: [&dyn Fn(&mut Vec<Item>); 7] = [
+    type Twist<'a> = &'a dyn Fn(&mut Vec<Item>);
+    let bad: [Twist<'_>; 7] = [
         &|i| i.push(Item::Map(3, 1 << 40, vec![(5, [1; 32])])),
         &|i| i.push(Item::Put(vec![0; 9], vec![0; 96])),
         &|i| i.push(Item::Put(vec![1; 4], vec![])),
@@ -797,6 +798,7 @@ fn a_pack_goes_on_beside_writers() {
         for _ in 0..10 {
             let options = PackOptions {
                 checkpoints: Vec::new(),
+                whole: false,
                 level: 1,
             };
             store.pack(&options).expect("it can be packed");
@@ -806,9 +808,46 @@ fn a_pack_goes_on_beside_writers() {
     store
         .pack(&PackOptions {
             checkpoints: Vec::new(),
+            whole: false,
             level: 1,
         })
         .expect("it can be packed");
     check(&store);
     check_data(&store);
+}
+
+#[test]
+fn old_checkpoints_are_packed_by_themselves() {
+    let l = Live::with_options("pack=1s");
+    let m = l.mnt();
+    fs::write(l.at("f"), noise(&mut Rng(2), 1 << 20)).expect("room");
+    let want = fs::read(l.at("f")).expect("there");
+    l.run(&["checkpoint", &m, "one"]);
+    fs::remove_file(l.at("f")).expect("there");
+    let mut packed = 0;
+    for _ in 0..1200 {
+        let v: serde_json::Value =
+            serde_json::from_str(&l.run(&["stats", &m, "--json"])).expect("JSON");
+        packed = v["store"]["packed_bytes"].as_u64().expect("a number");
+        if packed > 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(packed >= 1 << 20, "{packed}");
+    at(&l, "one", |dir| {
+        assert!(fs::read(dir.join("f")).expect("there") == want)
+    });
+    l.check();
+    let bad = l.try_run(
+        &[
+            "mount",
+            "-o",
+            "pack=soon",
+            &l.store().display().to_string(),
+            &m,
+        ],
+        &[],
+    );
+    assert_eq!(bad.status.code(), Some(2), "{}", text(&bad));
 }

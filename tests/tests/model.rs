@@ -629,6 +629,7 @@ impl World {
                 // One checkpoint with all that it holds, or what only checkpoints hold.
                 let one = all.get(usize::from(k) % (all.len() + 1)).copied();
                 let options = PackOptions {
+                    whole: one.is_some(),
                     checkpoints: one.into_iter().collect(),
                     level: 1,
                 };

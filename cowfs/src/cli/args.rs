@@ -49,7 +49,8 @@ pub enum Command {
         foreground: bool,
         /// Mount options: ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=N, readahead_kb=N, spin_us=N,
         /// writeback[=MIB] (the kernel keeps up to 256 MiB, or so many, of what is written to open files: small writes cost
-        /// little, and a checkpoint has to bring them)
+        /// little, and a checkpoint has to bring them), pack=AGE (pack in the background what only checkpoints older than
+        /// this hold, as 12h or 7d)
         #[arg(short, long, value_delimiter = ',')]
         options: Vec<String>,
     },

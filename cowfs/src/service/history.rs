@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Service, micros};
 use crate::control::{Answer, Failure};
@@ -13,6 +14,9 @@ use crate::history::{self as transfer, SendOptions, TransferError};
 use crate::names;
 use crate::store::packs::PackOptions;
 use crate::store::{CatalogOp, Store, StoreError, now_us};
+
+/// Packing by age looks for something to do at least this often.
+const PACK_EVERY: Duration = Duration::from_secs(3600);
 
 impl Service {
     /// Runs something long in a thread of low priority, so that it does not slow what is mounted.
@@ -52,10 +56,71 @@ impl Service {
         }
         drop(catalog);
         let options = PackOptions {
+            whole: !ids.is_empty(),
             checkpoints: ids,
             level,
         };
         self.low(move |s| Ok(Answer::Packed(s.pack(&options)?)))
+    }
+
+    /// Packs by itself, while anything is mounted, what only checkpoints older than this hold.
+    pub(super) fn pack_by_age(self: &Arc<Self>, age_us: i64) -> std::io::Result<()> {
+        // The last one that was asked for counts.
+        if self.pack_age_us.swap(age_us, Ordering::AcqRel) > 0 {
+            return Ok(());
+        }
+        let service = Arc::downgrade(self);
+        std::thread::Builder::new()
+            .name("cowfs-packer".into())
+            .spawn(move || {
+                Store::lower_priority();
+                let mut last: Vec<u64> = Vec::new();
+                let mut waited = Duration::ZERO;
+                loop {
+                    std::thread::sleep(Duration::from_millis(500));
+                    waited += Duration::from_millis(500);
+                    let Some(s) = service.upgrade() else { return };
+                    let age_us = s.pack_age_us.load(Ordering::Acquire);
+                    let every = Duration::from_micros(age_us.unsigned_abs()).min(PACK_EVERY);
+                    if waited < every {
+                        continue;
+                    }
+                    waited = Duration::ZERO;
+                    if let Err(e) = s.pack_older(now_us().saturating_sub(age_us), &mut last) {
+                        tracing::error!(error = %e, "packing by itself failed; it will be tried again");
+                    }
+                }
+            })
+            .map(drop)
+    }
+
+    fn pack_older(&self, than_us: i64, last: &mut Vec<u64>) -> Result<(), StoreError> {
+        let catalog = self.store.catalog()?;
+        let old = catalog.checkpoints.values();
+        let ids: Vec<u64> = old
+            .filter(|c| c.created_us < than_us)
+            .map(|c| c.id)
+            .collect();
+        drop(catalog);
+        // Nothing has become old, and nothing was given up, since the last time.
+        if ids.is_empty() || ids == *last {
+            return Ok(());
+        }
+        let options = PackOptions {
+            checkpoints: ids.clone(),
+            whole: false,
+            level: PackOptions::LEVEL,
+        };
+        let done = self.store.pack(&options)?;
+        tracing::info!(
+            packed = done.packed_bytes,
+            stored = done.stored_bytes,
+            freed = done.freed_bytes,
+            damaged = done.damaged.len(),
+            "packed"
+        );
+        *last = ids;
+        Ok(())
     }
 
     pub(super) fn prune(&self, rules: &Rules, dry_run: bool) -> Result<Answer, Failure> {

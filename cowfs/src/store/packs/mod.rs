@@ -29,7 +29,7 @@ use cache::Cache;
 use frame::Frame;
 pub use pack::{PackOptions, PackReport};
 use records::{CHUNK, ChunkAt, ENTRY, Entry, FRAME, FrameInfo, Name};
-pub use verify::{Damage, DataReport, Fetch, RepairReport};
+pub use verify::{Damage, DataReport, Fetch, Keep, RepairReport};
 pub(crate) use writer::Writer;
 
 /// Name of the hidden head that is the index.
@@ -343,9 +343,8 @@ impl Store {
 
     /// True if any byte of a range is packed.
     pub fn is_packed(&self, place: Place, len: u64) -> bool {
-        match self.packs.run(place.segment, place.offset, len) {
-            (packed, n) => packed || n < len,
-        }
+        let (packed, n) = self.packs.run(place.segment, place.offset, len);
+        packed || n < len
     }
 
     fn read_packed(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {

@@ -25,8 +25,10 @@ const READ: usize = 1 << 20;
 /// What to pack.
 #[derive(Debug, Clone)]
 pub struct PackOptions {
-    /// Numbers of checkpoints, of which everything is packed; none: what only checkpoints hold.
+    /// Numbers of checkpoints; all of them if there is none.
     pub checkpoints: Vec<u64>,
+    /// Everything that these hold; otherwise not what heads hold as well, which gets sums.
+    pub whole: bool,
     /// Level of compression, 1 to 22.
     pub level: i32,
 }
@@ -89,13 +91,13 @@ impl Store {
         };
         self.make_index()?;
         let mut report = PackReport::default();
-        let pins = self.pin_checkpoints(&o.checkpoints)?;
+        let pins = self.pin_checkpoints(o)?;
         self.packs.done.store(0, Ordering::Relaxed);
         self.packs.total.store(0, Ordering::Relaxed);
         let end = self.segments.next_segment();
         for first in (0..end).step_by(WINDOW as usize) {
             let window = (first, first.saturating_add(WINDOW).min(end));
-            let plan = self.plan(&pins.roots, window, o.checkpoints.is_empty())?;
+            let plan = self.plan(&pins.roots, window, !o.whole)?;
             self.run_plan(&plan, o.level, &mut report)?;
         }
         drop(pins);
@@ -104,16 +106,16 @@ impl Store {
         Ok(report)
     }
 
-    fn pin_checkpoints(&self, only: &[u64]) -> Result<Pins<'_>, StoreError> {
+    fn pin_checkpoints(&self, o: &PackOptions) -> Result<Pins<'_>, StoreError> {
         let mut pins = Pins {
             store: self,
             roots: Vec::new(),
         };
-        let ids: Vec<u64> = if only.is_empty() {
+        let ids: Vec<u64> = if o.checkpoints.is_empty() {
             let catalog = self.catalog()?;
             catalog.checkpoints.values().map(|c| c.id).collect()
         } else {
-            only.to_vec()
+            o.checkpoints.clone()
         };
         for id in ids {
             let found = self.pin_found(|c| match c.checkpoints.get(&id) {
@@ -123,7 +125,7 @@ impl Store {
             match found {
                 Ok((root, ())) => pins.roots.push(root),
                 // Deleted in between: nobody asked for it by name.
-                Err(StoreError::NotFound(_)) if only.is_empty() => {}
+                Err(StoreError::NotFound(_)) if !o.whole => {}
                 Err(e) => return Err(e),
             }
         }

@@ -61,6 +61,9 @@ pub struct RepairReport {
 /// Gives chunks by name, from outside of the store.
 pub type Fetch<'a> = dyn FnMut(&Name) -> Result<Option<Vec<u8>>, StoreError> + 'a;
 
+/// Takes copies of what is about to be replaced: a file's name, and its bytes.
+pub type Keep<'a> = dyn FnMut(&str, &[u8]) -> Result<(), StoreError> + 'a;
+
 impl Store {
     /// Checks every byte that has a sum. `progress` is told bytes done and bytes in all.
     ///
@@ -305,7 +308,7 @@ impl Store {
         &self,
         found: &DataReport,
         fetch: &mut Fetch<'_>,
-        keep: &mut dyn FnMut(&str, &[u8]) -> Result<(), StoreError>,
+        keep: &mut Keep<'_>,
     ) -> Result<RepairReport, StoreError> {
         let mut report = RepairReport::default();
         let wanted: HashSet<Name> = found.entries.iter().map(|e| e.2.name).collect();
@@ -393,7 +396,7 @@ impl Store {
         segment: u32,
         offset: u64,
         e: &Entry,
-        keep: &mut dyn FnMut(&str, &[u8]) -> Result<(), StoreError>,
+        keep: &mut Keep<'_>,
     ) -> Result<(), StoreError> {
         let flat = |name: String| name.replace('/', "-");
         if !e.packed {
