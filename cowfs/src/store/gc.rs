@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use super::error::StoreError;
+use super::pace::Pace;
 use super::packs::sweep::Entries;
 use super::pages::{Bitmap, read_page};
 use super::segments::{BLOCK, SEGMENT_BYTES};
@@ -20,7 +21,7 @@ use crate::tree::{self, Page, PageId, Visit};
 pub struct GcReport {
     /// Tree pages freed.
     pub freed_pages: u64,
-    /// Bytes of file data given back (also those that were given back before, in files that remain).
+    /// Bytes of file data given back (for the first collection after opening: also those that were before).
     pub freed_bytes: u64,
     /// Tree pages in use.
     pub live_pages: u64,
@@ -31,6 +32,7 @@ pub struct GcReport {
 /// Reads durable pages for marking.
 pub(super) struct Reader<'a> {
     store: &'a Store,
+    pace: Pace<'a>,
     file: &'a dyn super::disk::DiskFile,
     pages: u64,
 }
@@ -43,6 +45,7 @@ impl tree::Pages for Reader<'_> {
             return Err(StoreError::Refused("garbage collection was stopped".into()));
         }
         self.store.gc_done.fetch_add(1, Ordering::Relaxed);
+        self.pace.step();
         read_page(self.file, self.pages, id)
     }
 
@@ -182,6 +185,7 @@ impl Store {
         let committed = self.commit_snapshot()?;
         let mut reader = Reader {
             store: self,
+            pace: Pace::new(self),
             file: committed.file.as_ref(),
             pages: committed.map.len(),
         };
@@ -241,6 +245,7 @@ impl Store {
                 let from = slice as u64 * 64;
                 let n = self.core()?.pages.free_garbage(&garbage, from, from + 1024);
                 report.freed_pages += n;
+                reader.pace.step();
             }
         }
         report.freed_bytes += self.sweep_packs(&mut reader, committed.packs, &entries)?;
@@ -257,6 +262,13 @@ impl Store {
         ends: &std::collections::BTreeMap<u32, u64>,
     ) -> Result<u64, StoreError> {
         let mut freed = 0;
+        let mut pace = Pace::new(self);
+        // Blocks that were punched are never given out again, so one hole is made once: each time the host's writers of
+        // that file wait.
+        let mut punched = self.punched.lock().map_err(|_| {
+            StoreError::Refused("the store stopped after an internal error in a collection".into())
+        })?;
+        punched.retain(|n, _| existing.binary_search(n).is_ok());
         let next = ends.get(&u32::MAX).copied().unwrap_or(0);
         for &n in existing {
             if u64::from(n) >= next {
@@ -281,15 +293,20 @@ impl Store {
                 freed += limit;
                 continue;
             };
+            let holes = punched.entry(n).or_default();
+            holes.grow(SEGMENT_BYTES / BLOCK);
             let mut from = 0;
             for b in 0..=limit / BLOCK {
-                if b == limit / BLOCK || map.is_set(b) {
-                    if b > from {
-                        self.segments.punch(n, from * BLOCK, (b - from) * BLOCK);
-                        freed += (b - from) * BLOCK;
-                    }
-                    from = b + 1;
+                if b < limit / BLOCK && !map.is_set(b) && !holes.is_set(b) {
+                    continue;
                 }
+                if b > from {
+                    self.segments.punch(n, from * BLOCK, (b - from) * BLOCK);
+                    (from..b).for_each(|h| drop(holes.set(h)));
+                    pace.step();
+                    freed += (b - from) * BLOCK;
+                }
+                from = b + 1;
             }
         }
         Ok(freed)

@@ -14,6 +14,7 @@ mod flush;
 mod gc;
 pub mod log;
 mod open;
+mod pace;
 pub mod packs;
 pub mod pages;
 mod replay;
@@ -156,6 +157,10 @@ pub struct Store {
     uuid: [u8; 16],
     hash_key: [u8; 16],
     gc_runs: AtomicU64,
+    /// Blocks of segments that a collection has punched.
+    punched: Mutex<rustc_hash::FxHashMap<u32, bitmap::Bitmap>>,
+    /// Requests of programs, so that background work knows whether it is alone.
+    requests: AtomicU64,
     /// Collections that were asked for, and how many of these requests have been served.
     gc_asked: AtomicU64,
     gc_served: AtomicU64,

@@ -223,6 +223,8 @@ impl Store {
             uuid: sb.uuid,
             hash_key: sb.hash_key,
             gc_runs: AtomicU64::new(0),
+            punched: Mutex::default(),
+            requests: AtomicU64::new(0),
             gc_asked: AtomicU64::new(0),
             gc_served: AtomicU64::new(0),
             gc_stop: AtomicBool::new(false),

@@ -11,6 +11,7 @@ use super::records::{Entry, Name, name_of};
 use super::{HEAD, Writer, chunker};
 use crate::fault;
 use crate::fs::Extent;
+use crate::store::pace::Pace;
 use crate::store::segments::Place;
 use crate::store::{Ordering, Store, StoreError};
 use crate::tree::{self, PageId, Visit};
@@ -136,12 +137,14 @@ impl Store {
     fn held(&self, roots: &[PageId], window: (u32, u32)) -> Result<Vec<Range>, StoreError> {
         let mut seen = crate::store::bitmap::Bitmap::default();
         let mut quiet = self.quiet();
+        let mut pace = Pace::new(self);
         let mut out = Vec::new();
         for root in roots {
             tree::mark(
                 &mut quiet,
                 *root,
                 &mut |id, _| {
+                    pace.step();
                     seen.grow((id + 1).next_multiple_of(1 << 16));
                     if seen.set(id) {
                         Visit::Descend
@@ -225,6 +228,7 @@ impl Store {
         work.extend(names.iter().map(|(r, n)| (*r, Job::Promote(*n))));
         work.sort_unstable_by_key(|w| w.0);
         let mut work = work.into_iter();
+        let mut pace = Pace::new(self);
         let mut at = work.next();
         while at.is_some() {
             self.with_writer(level, |w| {
@@ -234,7 +238,7 @@ impl Store {
                     && w.waiting() < 1 << 16
                 {
                     let to = range.1.min(range.0 + SLICE);
-                    let used = self.do_range(w, (range.0, to), job, report)?;
+                    let used = self.do_range(w, (range.0, to), job, report, &mut pace)?;
                     done += used;
                     self.packs.done.fetch_add(used, Ordering::Relaxed);
                     at = if range.0 + used < range.1 {
@@ -266,6 +270,7 @@ impl Store {
         range: Range,
         job: Job,
         report: &mut PackReport,
+        pace: &mut Pace<'_>,
     ) -> Result<u64, StoreError> {
         let mut buf = Vec::new();
         let (segment, from) = ranges::place(range.0);
@@ -273,6 +278,7 @@ impl Store {
         let mut done = 0;
         let mut start = 0;
         while done < len {
+            pace.step();
             // A chunk is cut from its longest possible length, or from all that is left.
             let have = buf.len() - start;
             let left = len - done;
