@@ -85,6 +85,7 @@ impl Service {
             message: format!("{}: {e}", dir.display()),
         })?;
         let store = Store::open(&dir)?;
+        history::drop_stale(&store)?;
         store
             .start_background()
             .map_err(|e| Failure::new(format!("no thread for the store: {e}")))?;

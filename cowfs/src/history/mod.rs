@@ -6,5 +6,6 @@ pub mod remote;
 mod send;
 pub mod stream;
 
+pub(crate) use receive::is_receive;
 pub use receive::{Received, parse_token, receive, token};
 pub use send::{SendOptions, Sent, TransferError, send};

@@ -41,8 +41,15 @@ struct State {
     reached: Reached,
 }
 
+const PREFIX: &str = "@receive-";
+
 fn hidden_name(source: &Source) -> String {
-    format!("@receive-{}-{}", source.store, source.id)
+    format!("{PREFIX}{}-{}", source.store, source.id)
+}
+
+/// True for the hidden head of a receive.
+pub(crate) fn is_receive(hidden: &str) -> bool {
+    hidden.starts_with(PREFIX)
 }
 
 /// A place reached, as `cowfs send --resume` takes it.

@@ -18,6 +18,9 @@ use crate::store::{CatalogOp, Store, StoreError, now_us};
 /// Packing by age looks for something to do at least this often.
 const PACK_EVERY: Duration = Duration::from_secs(3600);
 
+/// How long what a broken receive has left is kept, microseconds: seven days.
+const RECEIVE_KEPT_US: i64 = 7 * 86_400_000_000;
+
 impl Service {
     /// Runs something long in a thread of low priority, so that it does not slow what is mounted.
     pub(super) fn low(
@@ -161,6 +164,20 @@ impl Service {
         }
         Ok(Answer::Pruned { plan, dry_run })
     }
+}
+
+/// Drops what receives have left that were cut off and never gone on with.
+pub(super) fn drop_stale(store: &Store) -> Result<(), StoreError> {
+    let before = now_us().saturating_sub(RECEIVE_KEPT_US);
+    let catalog = store.catalog()?;
+    let hidden = catalog.hidden.iter();
+    for (name, _) in hidden.filter(|(n, h)| transfer::is_receive(n) && h.created_us < before) {
+        let name = name.clone();
+        tracing::info!(name, "a receive that was not gone on with is dropped");
+        store.change(|_| Ok((CatalogOp::Unhide { name }, ())), |(), _| ())?;
+        store.want_gc();
+    }
+    Ok(())
 }
 
 /// What to send.

@@ -302,7 +302,9 @@ impl Store {
                 }
                 if b > from {
                     self.segments.punch(n, from * BLOCK, (b - from) * BLOCK);
-                    (from..b).for_each(|h| drop(holes.set(h)));
+                    for hole in from..b {
+                        holes.set(hole);
+                    }
                     pace.step();
                     freed += (b - from) * BLOCK;
                 }

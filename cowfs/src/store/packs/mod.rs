@@ -575,16 +575,22 @@ impl Store {
             let mut c = lock(&self.packs.cursor);
             c.next_pack = last.map_or(0, |n| n.saturating_add(1));
         }
-        let loaded = self.each_index(vec![ENTRY], &[FRAME + 1], &mut |k, v| {
-            if let (Some((seg, off)), Some(e)) = (records::place_of(ENTRY, k), Entry::decode(v)) {
-                if e.packed {
+        let loaded = self
+            .each_index(vec![ENTRY], &[ENTRY + 1], &mut |k, v| {
+                if let (Some((seg, off)), Some(e)) = (records::place_of(ENTRY, k), Entry::decode(v))
+                    && e.packed
+                {
                     self.packs.cover(seg, off, off + u64::from(e.len));
                 }
-            } else if let (Some(_), Some(f)) = (records::place_of(FRAME, k), FrameInfo::decode(v)) {
-                let bytes = u64::from(f.bytes);
-                self.packs.stored.fetch_add(bytes, Ordering::Relaxed);
-            }
-        });
+            })
+            .and_then(|()| {
+                self.each_index(vec![FRAME], &[FRAME + 1], &mut |_, v| {
+                    if let Some(f) = FrameInfo::decode(v) {
+                        let bytes = u64::from(f.bytes);
+                        self.packs.stored.fetch_add(bytes, Ordering::Relaxed);
+                    }
+                })
+            });
         if let Err(e) = loaded {
             tracing::error!(error = %e, "the index of packed contents cannot be read");
             *lock(&self.packs.broken) = Some(e.to_string());
