@@ -1,9 +1,10 @@
 //! The command line's definition: help, man pages and completions come from here.
 
+pub use super::vm::args as vm;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// Snapshots running processes with a pause of a fraction of a millisecond, and resumes them.
+/// Runs User Mode Linux VMs; snapshots running processes with a pause of a fraction of a millisecond, and resumes them.
 #[derive(Debug, Parser)]
 #[command(
     name = "umlctl",
@@ -35,6 +36,24 @@ pub enum Command {
     Verify(Verify),
     /// Compress a snapshot that will not be needed soon; using it again unpacks it
     Pack(Pack),
+    /// Start a VM: a new one of an image, or one that has ended
+    Run(vm::Run),
+    /// Show the VMs
+    #[command(visible_alias = "ls")]
+    List(vm::List),
+    /// Show what a VM is and how it is
+    Info(vm::One),
+    /// Show what a VM's console has shown
+    Logs(vm::Logs),
+    /// Power a VM off; kill it if that takes too long
+    Stop(vm::Stop),
+    /// End a VM at once
+    Kill(vm::One),
+    /// Remove a VM and its disk
+    Rm(vm::Rm),
+    /// The process behind a VM
+    #[command(hide = true)]
+    Supervise(vm::Supervise),
     /// Put processes right that a killed umlctl has left in the middle of a snapshot
     Rescue(Rescue),
     /// Say what this machine has of what is needed, and what is lost without it

@@ -7,6 +7,7 @@ mod inspect;
 mod rescue;
 mod resume;
 mod take;
+mod vm;
 
 use anyhow::Result;
 use args::{Cli, Command};
@@ -21,7 +22,7 @@ pub mod code {
     pub const USAGE: u8 = 2;
     /// Some of it was done.
     pub const PARTIAL: u8 = 3;
-    /// There is no such snapshot.
+    /// There is no such snapshot or VM.
     pub const NOT_FOUND: u8 = 10;
     /// Somebody else is at it.
     pub const LOCKED: u8 = 11;
@@ -66,6 +67,14 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Verify(a) => inspect::verify(&a.dir, cli.json),
         Command::Pack(a) => inspect::pack(&a.dir, a.level, cli.json),
         Command::Rescue(a) => rescue::run(a, cli.json),
+        Command::Run(a) => vm::run::run(a, cli.json),
+        Command::List(a) => vm::list::list(a, cli.json),
+        Command::Info(a) => vm::list::info(a, cli.json),
+        Command::Logs(a) => vm::logs::run(a, cli.json),
+        Command::Stop(a) => vm::end::stop(a, cli.json),
+        Command::Kill(a) => vm::end::kill(a, cli.json),
+        Command::Rm(a) => vm::end::rm(a, cli.json),
+        Command::Supervise(a) => vm::run::supervise(a),
         Command::Doctor => doctor::run(cli.json),
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -87,8 +96,15 @@ fn run(cli: &Cli) -> Result<u8> {
 /// What the error means for a script.
 fn exit_code(e: &anyhow::Error) -> u8 {
     use snapshot::image::Error as Image;
+    use crate::vm::Error as Vm;
     use snapshot::target::Error as Target;
     for cause in e.chain() {
+        match cause.downcast_ref::<Vm>() {
+            Some(Vm::NoVm(..)) => return code::NOT_FOUND,
+            Some(Vm::Running(_)) => return code::LOCKED,
+            Some(Vm::Name(_) | Vm::Path(_) | Vm::Append(..) | Vm::Memory(..)) => return code::USAGE,
+            _ => {}
+        }
         if let Some(Image::Io { source, .. }) = cause.downcast_ref::<Image>()
             && source.kind() == std::io::ErrorKind::NotFound
         {
