@@ -27,10 +27,9 @@ struct Wanted {
 fn parse(line: &str, known: &str) -> Wanted {
     let mut wanted = Wanted {
         device: "/dev/ubda".into(),
-        // Those that need a device, in the kernel's order.
-        kinds: known
-            .lines()
-            .filter(|l| !l.starts_with("nodev"))
+        // Those that need a device. The likeliest first, as the others complain about what is not theirs.
+        kinds: std::iter::once("ext4")
+            .chain(known.lines().filter(|l| !l.starts_with("nodev")))
             .map(|l| l.trim().to_owned())
             .collect(),
         flags: String::new(),

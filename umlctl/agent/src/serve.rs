@@ -3,7 +3,7 @@
 use crate::boot::Devices;
 use crate::stream::Stream;
 use crate::sys::{self, POLLIN, POLLOUT, PollFd, signals};
-use umlctl_agent::wire::{Decoder, Frame, Kind, VERSION};
+use umlctl_agent::wire::{Decoder, Frame, Kind, LINE_ACK, VERSION};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,6 +17,8 @@ struct Agent {
     random: OwnedFd,
     output: VecDeque<u8>,
     decoder: Decoder,
+    /// Bytes that were read and not told yet.
+    taken: usize,
     streams: BTreeMap<u32, Stream>,
     children: File,
 }
@@ -40,6 +42,7 @@ pub fn serve(devices: Devices) -> ! {
         random: devices.random,
         output: VecDeque::new(),
         decoder: Decoder::default(),
+        taken: 0,
         streams: BTreeMap::new(),
         children: File::from(children),
     };
@@ -111,8 +114,16 @@ impl Agent {
     fn read(&mut self) {
         let mut bytes = [0; 16384];
         match self.line.read(&mut bytes) {
-            Ok(n) => self.decoder.push(&bytes[..n]),
+            Ok(n) => {
+                self.taken += n;
+                self.decoder.push(&bytes[..n]);
+            }
             Err(_) => return,
+        }
+        if self.taken >= LINE_ACK {
+            let taken = u32::try_from(self.taken).unwrap_or(u32::MAX);
+            self.send(&Frame::new(Kind::Taken, 0, taken.to_le_bytes()));
+            self.taken = 0;
         }
         while let Some(frame) = self.decoder.next_frame() {
             self.frame(&frame);
@@ -147,6 +158,8 @@ impl Agent {
                     s.hang_up();
                 }
                 self.output.clear();
+                // Both ends begin to count anew.
+                self.taken = 0;
                 self.hello();
             }
             Kind::Exec if !self.streams.contains_key(&id) => {

@@ -22,6 +22,11 @@ pub const HEADER: usize = 16;
 pub const MAX_PAYLOAD: usize = 65536;
 /// Longest payload of a data frame that we send: others must get their turn.
 pub const MAX_DATA: usize = 4096;
+/// How many bytes of the host may be unread in the guest. UML's serial line never wakes up again once the terminal's buffer
+/// of 4096 bytes was full (its `throttle` forgets the descriptor), so it must not get full.
+pub const LINE_WINDOW: usize = 3072;
+/// The agent says how much it has read when it is at least this.
+pub const LINE_ACK: usize = 1024;
 /// How many bytes of a channel may be on their way when a stream begins; a `Credit` allows more.
 pub const WINDOW: usize = 65536;
 
@@ -59,6 +64,8 @@ kinds! {
     Reset = 7,
     /// Host: all streams are over; what has not arrived yet is not wanted.
     ResetAll = 8,
+    /// Agent: so many bytes of the line were read since it last said so. Payload: u32.
+    Taken = 9,
     /// Host: begin a stream. Payload: see [`crate::exec`].
     Exec = 16,
     /// Host: input.

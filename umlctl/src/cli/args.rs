@@ -45,6 +45,12 @@ pub enum Command {
     Info(vm::One),
     /// Show what a VM's console has shown
     Logs(vm::Logs),
+    /// Run a program in a VM, with the standard input and output of this one
+    Exec(vm::Exec),
+    /// Attach to a VM's console; Ctrl-] leaves it
+    Console(vm::One),
+    /// Copy a file or directory into a VM or out of it
+    Cp(vm::Cp),
     /// Power a VM off; kill it if that takes too long
     Stop(vm::Stop),
     /// End a VM at once

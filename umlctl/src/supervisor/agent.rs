@@ -5,7 +5,7 @@ use super::console::pair;
 use super::queue::{Got, Queue, read};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use umlctl_agent::wire::{Decoder, Frame, Kind};
+use umlctl_agent::wire::{Decoder, Frame, Kind, LINE_WINDOW};
 
 /// Nothing is taken from clients while so much waits to be sent.
 const FULL: usize = 256 << 10;
@@ -24,8 +24,9 @@ pub enum Owner {
 pub struct Channel {
     end: OwnedFd,
     open: bool,
-    /// What waits to be sent.
-    pub output: Queue,
+    output: Queue,
+    /// Bytes that were sent and that the agent has not read, as far as we know.
+    unread: usize,
     decoder: Decoder,
     streams: BTreeMap<u32, Owner>,
     last: u32,
@@ -51,6 +52,7 @@ impl Channel {
             end,
             open: true,
             output: Queue::default(),
+            unread: 0,
             decoder: Decoder::default(),
             streams: BTreeMap::new(),
             last: 0,
@@ -62,6 +64,12 @@ impl Channel {
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.open.then(|| self.end.as_fd())
+    }
+
+    /// Whether to wait until something can be written.
+    #[must_use]
+    pub fn wants_to_write(&self) -> bool {
+        !self.output.is_empty() && self.unread < LINE_WINDOW
     }
 
     /// Whether clients have to wait.
@@ -105,8 +113,10 @@ impl Channel {
 
     /// Sends what goes.
     pub fn flush(&mut self) {
-        if self.output.flush(&self.end).is_err() {
-            self.output.clear();
+        let room = LINE_WINDOW.saturating_sub(self.unread);
+        match self.output.flush_most(&self.end, room) {
+            Ok(n) => self.unread += n,
+            Err(_) => self.output.clear(),
         }
     }
 
@@ -119,9 +129,18 @@ impl Channel {
         }
         let mut said = Vec::new();
         while let Some(frame) = self.decoder.next_frame() {
-            if frame.kind == Kind::Hello {
-                said.extend(frame.as_i32().map(|v| Said::Hello(v.cast_unsigned())));
-                continue;
+            match (frame.kind, frame.as_i32()) {
+                (Kind::Hello, version) => {
+                    self.unread = 0;
+                    said.extend(version.map(|v| Said::Hello(v.cast_unsigned())));
+                    continue;
+                }
+                (Kind::Taken, taken) => {
+                    let taken = taken.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+                    self.unread = self.unread.saturating_sub(taken);
+                    continue;
+                }
+                _ => {}
             }
             let owner = self.streams.get(&frame.stream).copied();
             if matches!(frame.kind, Kind::Exit | Kind::Reset) {

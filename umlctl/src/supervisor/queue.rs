@@ -37,15 +37,28 @@ impl Queue {
     /// # Errors
     /// Nobody reads any more.
     pub fn flush(&mut self, to: impl AsFd) -> io::Result<()> {
-        while !self.0.is_empty() {
-            match nix::unistd::write(&to, self.0.as_slices().0) {
-                Ok(n) => drop(self.0.drain(..n)),
-                Err(Errno::EAGAIN) => return Ok(()),
+        self.flush_most(to, usize::MAX).map(drop)
+    }
+
+    /// Writes what goes without waiting, but no more than `most`. Returns how much it was.
+    ///
+    /// # Errors
+    /// Nobody reads any more.
+    pub fn flush_most(&mut self, to: impl AsFd, most: usize) -> io::Result<usize> {
+        let mut done = 0;
+        while !self.0.is_empty() && done < most {
+            let piece = self.0.as_slices().0;
+            match nix::unistd::write(&to, &piece[..piece.len().min(most - done)]) {
+                Ok(n) => {
+                    self.0.drain(..n);
+                    done += n;
+                }
+                Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(e.into()),
             }
         }
-        Ok(())
+        Ok(done)
     }
 }
 

@@ -141,7 +141,7 @@ impl Supervisor {
             sources.push((Source::Console, fd, events));
         }
         if let Some(fd) = self.agent.fd() {
-            let events = read | when(!self.agent.output.is_empty(), write);
+            let events = read | when(self.agent.wants_to_write(), write);
             sources.push((Source::Agent, fd, events));
         }
         for (number, client) in &self.clients {

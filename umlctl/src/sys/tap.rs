@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-nix::ioctl_write_int!(tunsetiff, b'T', 202);
+mod raw {
+    #![allow(missing_docs, reason = "made by a macro that takes none")]
+    nix::ioctl_write_int!(tunsetiff, b'T', 202);
+}
 
 /// Opens a tap of the current network namespace, and makes it if it is not there.
 ///
@@ -26,6 +29,6 @@ pub fn open(name: &str) -> io::Result<OwnedFd> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
     // SAFETY: the kernel reads and writes one `ifreq`, which lives through the call.
-    unsafe { tunsetiff(file.as_raw_fd(), &raw mut request as u64) }?;
+    unsafe { raw::tunsetiff(file.as_raw_fd(), &raw mut request as u64) }?;
     Ok(file.into())
 }

@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-nix::ioctl_read_bad!(tiocgwinsz, libc::TIOCGWINSZ, libc::winsize);
+mod raw {
+    #![allow(missing_docs, reason = "made by a macro that takes none")]
+    nix::ioctl_read_bad!(tiocgwinsz, libc::TIOCGWINSZ, libc::winsize);
+}
 
 /// Rows and columns.
 #[must_use]
@@ -14,6 +17,6 @@ pub fn size(fd: impl AsFd) -> Option<(u16, u16)> {
         ws_ypixel: 0,
     };
     // SAFETY: the kernel fills one `winsize`, which lives through the call.
-    unsafe { tiocgwinsz(fd.as_fd().as_raw_fd(), &raw mut size) }.ok()?;
+    unsafe { raw::tiocgwinsz(fd.as_fd().as_raw_fd(), &raw mut size) }.ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }

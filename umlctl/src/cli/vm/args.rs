@@ -2,6 +2,7 @@
 
 use crate::vm::config::Net;
 use clap::Args;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// `umlctl run`
@@ -65,6 +66,31 @@ pub struct Logs {
     /// Only what its kernel has said
     #[arg(long)]
     pub kernel: bool,
+}
+
+/// `umlctl exec`
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// The VM
+    pub name: String,
+    /// On a terminal of its own in the guest
+    #[arg(long, short)]
+    pub tty: bool,
+    /// More environment
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+/// `umlctl cp`
+#[derive(Debug, Args)]
+pub struct Cp {
+    /// What: PATH, or NAME:PATH if it is in a VM
+    pub from: String,
+    /// Where to: PATH, or NAME:PATH. A directory gets it under its own name
+    pub to: String,
 }
 
 /// `umlctl stop`

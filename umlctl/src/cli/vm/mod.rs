@@ -1,9 +1,13 @@
 //! The verbs for VMs.
 
 pub mod args;
+pub mod console;
+pub mod cp;
 pub mod end;
+pub mod exec;
 pub mod list;
 pub mod logs;
+mod raw;
 pub mod run;
 
 use crate::control::Request;

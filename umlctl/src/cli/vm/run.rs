@@ -23,7 +23,7 @@ pub fn run(a: &Run, json: bool) -> Result<u8> {
         None => again(&home, &name)?,
     };
     if !a.detach {
-        bail!("without --detach");
+        return super::console::run_attached(&vm);
     }
     if !a.no_wait {
         eprintln!("umlctl: {name} boots");
