@@ -47,6 +47,9 @@ struct ScanArg {
     returned: u64,
 }
 
+const WP_MATCHING: u64 = 1;
+const CHECK_WPASYNC: u64 = 2;
+
 mod raw {
     nix::ioctl_readwrite!(scan, b'f', 16, super::ScanArg);
 }
@@ -68,6 +71,24 @@ impl Pagemap {
         end: u64,
         anyof: u64,
         not: u64,
+        found: impl FnMut(Region),
+    ) -> nix::Result<()> {
+        self.walk((start, end), anyof, not, 0, found)
+    }
+
+    /// Calls `found` with the regions of `start..end` that were written since they were last protected, and protects
+    /// them again: each write is in the answer of this call or of the next one. All of the range must be registered with
+    /// a userfaultfd that has UFFD_FEATURE_WP_ASYNC.
+    pub fn take_written(&self, start: u64, end: u64, found: impl FnMut(Region)) -> nix::Result<()> {
+        self.walk((start, end), WRITTEN, 0, WP_MATCHING | CHECK_WPASYNC, found)
+    }
+
+    fn walk(
+        &self,
+        (start, end): (u64, u64),
+        anyof: u64,
+        not: u64,
+        flags: u64,
         mut found: impl FnMut(Region),
     ) -> nix::Result<()> {
         let mut regions = [Region::default(); 128];
@@ -75,6 +96,7 @@ impl Pagemap {
         while at < end {
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
+                flags,
                 start: at,
                 end,
                 vec: regions.as_mut_ptr() as u64,
