@@ -9,6 +9,7 @@ use cowfs_tests::Rng;
 use cowfs_tests::image::{
     Images, SECTOR, holds, random_disk, write_at_random, write_sectors, write_with_holes,
 };
+use cowfs_tests::live::binary;
 use serde_json::Value;
 
 /// Disks of a random size: the last bitmap byte whole or not, and bitmaps beyond one block.
@@ -263,5 +264,10 @@ fn lists_and_answers_for_scripts() {
     let json: Value = serde_json::from_str(&said).expect("JSON");
     assert!(json["error"].as_str().expect("text").contains("--force"));
     i.refused(&["merge", "d/cow"], 2);
+    fs::create_dir(i.at("man")).expect("room");
+    let out = i.try_run(&binary(), &["man", "man"], &[]);
+    assert!(out.status.success());
+    let page = fs::read_to_string(i.at("man/cowfs-image-rebase.1")).expect("a page");
+    assert!(page.contains("unchecked"));
     i.refused(&["import", "d/base", ".", "--name", "a/b"], 2);
 }

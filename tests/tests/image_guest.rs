@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use cowfs::image::{self, DuplicateOptions};
 use cowfs_tests::image::{Images, holds};
+use cowfs_tests::live::Live;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -248,6 +249,37 @@ fn a_guest_writes_through_our_cow_file_and_is_duplicated_while_frozen() {
     assert_eq!(g.told("BOOTS "), "3");
     g.end();
     holds(&i.at("base"), &base, "the base");
+}
+
+#[test]
+fn a_frozen_guest_on_a_mounted_cowfs_is_duplicated_without_a_copy() {
+    let l = Live::new();
+    let i = Images::new();
+    root_image(&i);
+    i.image(&["import", "base", &l.mnt()]);
+    let at = |name: &str| l.at(name).display().to_string();
+    i.image(&["create", &at("cow"), &at("base")]);
+    let mut g = Guest::boot(&i, &at("cow"));
+    g.wait_for("READY");
+    let sum = g.told("SUM ")[..32].to_owned();
+    i.refused(&["rebase", &at("cow"), &at("base")], 11);
+    g.signal(Signal::SIGSTOP);
+    let d = image::duplicate(&l.at("cow"), &l.at("twin")).expect("room");
+    g.signal(Signal::SIGCONT);
+    assert!(d.shared, "{d:?}");
+    g.end();
+    // Both out of the mount, by ours, and by theirs.
+    for name in ["cow", "twin"] {
+        i.image(&["merge", &at(name), name]);
+        i.uml("uml_moo", &[&at(name), "theirs"]);
+        holds(&i.at(name), &fs::read(i.at("theirs")).expect("there"), name);
+        assert_eq!(sum_in(&i, name, "/root/blob"), sum, "{name}");
+    }
+    let mut twin = Guest::boot(&i, &at("twin"));
+    twin.wait_for("READY");
+    assert_eq!(twin.told("BOOTS "), "2");
+    twin.end();
+    l.check();
 }
 
 /// The guest's own descriptor of a file, through /proc.

@@ -105,27 +105,29 @@ pub(super) fn step(at: u64, end: u64) -> usize {
     usize::try_from((end - at).min(chunk - at % chunk)).unwrap_or(CHUNK)
 }
 
-/// Copies a range to the same or another place; the kernel does it where it can, and may share blocks.
-fn kernel(from: At<'_>, to: At<'_>, range: Range<u64>, place: u64) -> Result<()> {
+/// Copies a range to the same or another place; the kernel does it where it can, and may share blocks. False if it could not
+/// and the bytes went through here.
+fn kernel(from: At<'_>, to: At<'_>, range: Range<u64>, place: u64) -> Result<bool> {
     let (mut at, mut out) = (range.start, place);
     while at < range.end {
         // Of cowfs one call shares at most 1 GiB, and no call may ask for more than there is.
         let n = usize::try_from((range.end - at).min(1 << 30)).unwrap_or(CHUNK);
         let (mut a, mut b) = (offset(at)?, offset(out)?);
         match copy_file_range(from.file, Some(&mut a), to.file, Some(&mut b), n) {
-            Ok(0) => return Ok(()),
-            Ok(n) => {
+            Ok(n @ 1..) => {
                 at += n as u64;
                 out += n as u64;
             }
             Err(Errno::EINTR) => {}
-            Err(Errno::EXDEV | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL) => {
-                return without_zeros(from, to, at..range.end, out, &mut vec![0; CHUNK]).map(drop);
+            // Some filesystems say 0 where they cannot do it.
+            Ok(0) | Err(Errno::EXDEV | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EINVAL) => {
+                without_zeros(from, to, at..range.end, out, &mut vec![0; CHUNK])?;
+                return Ok(false);
             }
             Err(e) => return Err(ImageError::errno(to.path, "copying")(e)),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn offset(at: u64) -> Result<i64> {
@@ -140,7 +142,7 @@ pub(super) fn data(from: At<'_>, to: At<'_>, range: Range<u64>, place: u64) -> R
     data_ranges(from, range, &mut |r| {
         bytes += r.end - r.start;
         let out = place + (r.start - start);
-        kernel(from, to, r, out)
+        kernel(from, to, r, out).map(drop)
     })?;
     Ok(bytes)
 }
@@ -212,10 +214,10 @@ pub(super) fn whole(from: At<'_>, to: At<'_>) -> Result<Copied> {
         .map_err(ImageError::io(to.path, "setting its size"))?;
     if source.dev() == target.dev() && on_cowfs(to.path) {
         // Holes are shared too, so no question for each of them.
-        kernel(from, to, 0..len, 0)?;
+        let shared = kernel(from, to, 0..len, 0)?;
         return Ok(Copied {
-            shared: true,
-            bytes: 0,
+            shared,
+            bytes: if shared { 0 } else { len },
         });
     }
     let bytes = data(from, to, 0..len, 0)?;

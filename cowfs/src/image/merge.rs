@@ -131,6 +131,8 @@ pub fn merge_in_place(cow: &Path) -> Result<Merged> {
     // A lock for writing needs a file that is open for it.
     let base = regular(&path, true)?;
     lock::alone(&path, &base)?;
+    // Others may have done this between the two locks.
+    cow.base()?;
     let meta = base.metadata().map_err(ImageError::io(&path, "stat"))?;
     let fresh = Fresh::replacing(&path)?;
     let done = write_merged(&cow, &base, &fresh)?;
