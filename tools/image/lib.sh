@@ -57,14 +57,15 @@ image_make() {
     PARTIAL=$OUT.partial.$$
     truncate -s "$SIZE" "$PARTIAL"
     mke2fs -q -F -t ext4 -m 0 -L root -E root_owner=0:0 -d "$tree" "$PARTIAL" || die "mke2fs: is --size $SIZE enough?"
-    # These two are needed before anything is mounted on /dev. Made this way they need no privilege.
-    debugfs -w "$PARTIAL" >"$tree.log" 2>&1 <<-'EOC' || die "debugfs: $(cat "$tree.log")"
-	cd /dev
-	mknod console c 5 1
-	mknod null c 1 3
-	set_inode_field console mode 020600
-	set_inode_field null mode 020666
-	EOC
+    # These two are needed before anything is mounted on /dev. Made this way they need no privilege. debugfs does not look
+    # whether a name is there already.
+    local name number
+    for name in console null; do
+        [ ! -e "$tree/dev/$name" ] || continue
+        case $name in console) number='5 1 020600' ;; null) number='1 3 020666' ;; esac
+        printf 'cd /dev\nmknod %s c %s\nset_inode_field %s mode %s\n' "$name" "${number% *}" "$name" "${number##* }"
+    done | debugfs -w "$PARTIAL" >"$tree.log" 2>&1 || die "debugfs: $(cat "$tree.log")"
+    e2fsck -fn "$PARTIAL" >"$tree.log" 2>&1 || die "the filesystem is not sound: $(tail -5 "$tree.log")"
     sync "$PARTIAL"
     mv -f "$PARTIAL" "$OUT"
     printf '%s\n' "$OUT"
