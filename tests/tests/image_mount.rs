@@ -79,13 +79,13 @@ fn a_duplicate_of_a_file_without_a_name() {
         sync: false,
         ..DuplicateOptions::default()
     };
-    let d = image::duplicate_file(&file, &l.at("again"), options).expect("room");
+    let d = image::duplicate_file_with(&file, &l.at("again"), options).expect("room");
     assert!(d.shared, "{d:?}");
     image::merge(&l.at("again"), &l.at("merged"), false).expect("whole");
     holds(&l.at("merged"), &disk, "without a name");
     // From one filesystem to another.
     let out = l.beside("out");
-    let d = image::duplicate_file(&file, &out.join("copy"), options).expect("room");
+    let d = image::duplicate_file_with(&file, &out.join("copy"), options).expect("room");
     assert!(!d.shared && d.copied_bytes > 0, "{d:?}");
     image::merge(&out.join("copy"), &out.join("merged"), false).expect("whole");
     holds(&out.join("merged"), &disk, "copied");

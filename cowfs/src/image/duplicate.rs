@@ -61,7 +61,15 @@ pub fn duplicate_with(from: &Path, to: &Path, options: DuplicateOptions) -> Resu
 ///
 /// # Errors
 /// As of [`duplicate`].
-pub fn duplicate_file(from: &File, to: &Path, options: DuplicateOptions) -> Result<Duplicate> {
+pub fn duplicate_file(from: &File, to: &Path) -> Result<Duplicate> {
+    duplicate_file_with(from, to, DuplicateOptions::default())
+}
+
+/// As [`duplicate_file`], with options.
+///
+/// # Errors
+/// As of [`duplicate`].
+pub fn duplicate_file_with(from: &File, to: &Path, options: DuplicateOptions) -> Result<Duplicate> {
     // A description of its own: looking for holes moves the offset, and the guest's must stay.
     let path = PathBuf::from(format!("/proc/self/fd/{}", from.as_raw_fd()));
     open_duplicate(&path, regular(&path, false)?, to, options)

@@ -25,7 +25,9 @@ mod verify;
 pub use chain::chain;
 pub use create::{create, create_with};
 pub use digest::digest_path;
-pub use duplicate::{Duplicate, DuplicateOptions, duplicate, duplicate_file, duplicate_with};
+pub use duplicate::{
+    Duplicate, DuplicateOptions, duplicate, duplicate_file, duplicate_file_with, duplicate_with,
+};
 pub use error::ImageError;
 pub use header::{HEADER_LEN, Header, Layout, SECTOR, is_cow};
 pub use import::{Imported, import};

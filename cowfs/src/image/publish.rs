@@ -109,7 +109,8 @@ impl Fresh {
     /// Gives it mode and owner of another file; the owner only if the caller may.
     pub fn like(&self, meta: &Metadata) -> Result<()> {
         match std::os::unix::fs::fchown(&self.file, Some(meta.uid()), Some(meta.gid())) {
-            Err(e) if e.kind() != io::ErrorKind::PermissionDenied => {
+            // EINVAL is of an owner that this user namespace does not know.
+            Err(e) if !matches!(e.raw_os_error(), Some(libc::EPERM | libc::EINVAL)) => {
                 return Err(ImageError::io(&self.target, "setting its owner")(e));
             }
             _ => {}
