@@ -3,3 +3,4 @@
 //! The work is done by the library `snapshot`; here is the command line. `docs/snapshot.md` has the design.
 
 pub mod cli;
+pub mod snapshots;

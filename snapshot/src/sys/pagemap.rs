@@ -31,7 +31,7 @@ pub struct Region {
 }
 
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct ScanArg {
     size: u64,
     flags: u64,
@@ -73,22 +73,34 @@ impl Pagemap {
         not: u64,
         found: impl FnMut(Region),
     ) -> nix::Result<()> {
-        self.walk((start, end), anyof, not, 0, found)
+        let arg = ScanArg {
+            inverted: not,
+            mask: not,
+            anyof,
+            returned: ZERO | HUGE | GUARD | FILE | PRESENT,
+            ..ScanArg::default()
+        };
+        self.walk((start, end), arg, found)
     }
 
     /// Calls `found` with the regions of `start..end` that were written since they were last protected, and protects
     /// them again: each write is in the answer of this call or of the next one. All of the range must be registered with
     /// a userfaultfd that has UFFD_FEATURE_WP_ASYNC.
     pub fn take_written(&self, start: u64, end: u64, found: impl FnMut(Region)) -> nix::Result<()> {
-        self.walk((start, end), WRITTEN, 0, WP_MATCHING | CHECK_WPASYNC, found)
+        // The kernel has a way for just this question that takes a tenth of the time (`pagemap_scan_pmd_entry`).
+        let arg = ScanArg {
+            flags: WP_MATCHING | CHECK_WPASYNC,
+            mask: WRITTEN,
+            returned: WRITTEN,
+            ..ScanArg::default()
+        };
+        self.walk((start, end), arg, found)
     }
 
     fn walk(
         &self,
         (start, end): (u64, u64),
-        anyof: u64,
-        not: u64,
-        flags: u64,
+        question: ScanArg,
         mut found: impl FnMut(Region),
     ) -> nix::Result<()> {
         let mut regions = [Region::default(); 128];
@@ -96,16 +108,11 @@ impl Pagemap {
         while at < end {
             let mut arg = ScanArg {
                 size: size_of::<ScanArg>() as u64,
-                flags,
                 start: at,
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
-                inverted: not,
-                mask: not,
-                anyof,
-                returned: ZERO | HUGE | GUARD | FILE | PRESENT,
-                ..ScanArg::default()
+                ..question
             };
             // SAFETY: `arg` has the layout of `struct pm_scan_arg`, and the kernel writes at most `vec_len` regions to
             // `regions`, which lives until after the call.

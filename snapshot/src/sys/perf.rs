@@ -22,6 +22,10 @@ const FLAGS: u64 = 1 << 8 | 1 << 17 | 1 << 23;
 /// A mapping that was made, or whose protection was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapping {
+    /// The process, as the recorder sees it.
+    pub pid: i32,
+    /// Address.
+    pub start: u64,
     /// Inode of the file.
     pub ino: u64,
     /// Offset in the file, bytes.
@@ -178,6 +182,8 @@ impl Ring {
 fn parse(body: &[u8; 72]) -> Record {
     let word = |at: usize| u64::from_ne_bytes(body[at..at + 8].try_into().unwrap_or_default());
     Record::Mapping(Mapping {
+        pid: word(8) as u32 as i32,
+        start: word(16),
         len: word(24),
         offset: word(32),
         ino: word(48),
@@ -228,7 +234,11 @@ mod tests {
                 seen.push(m);
             }
         });
+        let start = seen.first().map_or(0, |m: &Mapping| m.start);
+        assert!(start > 0);
         let want = Mapping {
+            pid: std::process::id() as i32,
+            start,
             ino,
             offset: 8192,
             len: 4096,

@@ -1,5 +1,6 @@
 //! Capturing a machine: copy ahead, a short stop, and the rest while it runs on.
 
+use super::clock;
 use super::freeze::{Attached, Point, inner_number};
 use super::layout::{self, Memory};
 use super::learn::{self, Learned};
@@ -112,7 +113,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
 
     let mut at = Attached::new(main)?;
     at.learn_numbers();
-    let helpers = helpers(main)?;
+    let (helpers, clock) = (helpers(main)?, clock::of(main));
     fault::point("uml.attached");
     let mut tracker = prepare(request, &mut at, &memory, &out, &maps, &mut stats)?;
     fault::point("uml.copied");
@@ -130,7 +131,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
     let written = tracker.look(&maps, true)?;
     stats.scan = t.elapsed();
     let t = Instant::now();
-    let taken = taken(main);
+    let taken = clock::now(clock);
     let thread = main_thread(&at, point, &before)?;
     let others = helpers
         .iter()
@@ -196,6 +197,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
     fault::point("uml.saved");
     let machine = Machine {
         taken,
+        clock,
         host: host::current().map_err(|e| Error::Host(text(&e)))?,
         kernel: Kernel {
             path: before.exe.clone(),
@@ -425,26 +427,6 @@ fn helper(pid: i32) -> Result<Helper, Error> {
         caught: status.caught,
         ignored: status.ignored,
     })
-}
-
-/// Now, by the machine's own clocks.
-fn taken(main: i32) -> crate::image::manifest::Taken {
-    let mut taken = host::now();
-    let text = proc::read_bytes(main, "timens_offsets").unwrap_or_default();
-    for line in String::from_utf8_lossy(&text).lines() {
-        let mut words = line.split_ascii_whitespace();
-        let (clock, seconds, ns) = (words.next(), words.next(), words.next());
-        let number = |w: Option<&str>| w.and_then(|w| w.parse::<i64>().ok()).unwrap_or(0);
-        let offset = number(seconds) * 1_000_000_000 + number(ns);
-        match clock {
-            Some("monotonic") => {
-                taken.monotonic_ns = taken.monotonic_ns.wrapping_add_signed(offset)
-            }
-            Some("boottime") => taken.boottime_ns = taken.boottime_ns.wrapping_add_signed(offset),
-            _ => {}
-        }
-    }
-    taken
 }
 
 /// Writes main's own pages that were there at the point in time.

@@ -206,9 +206,12 @@ impl Attached {
         }
     }
 
+    /// Only those that main traces: one that has just been made is not traced yet, would take the signal by main's
+    /// handler, which it has not, and die.
     fn kick_running(&self) {
         for pid in proc::children(self.main).unwrap_or_default() {
-            if proc::stat(pid).is_ok_and(|s| s.state == 'R') {
+            let runs = proc::stat(pid).is_ok_and(|s| s.state == 'R');
+            if runs && proc::status(pid).is_ok_and(|s| s.tracer == self.main) {
                 kick(pid);
             }
         }

@@ -51,6 +51,12 @@ impl Memory {
         Err(foreign("its memory is no open file"))
     }
 
+    /// Whether a program serves it (FUSE), as for a machine that was resumed.
+    pub fn is_served(&self) -> bool {
+        const FUSE: i64 = 0x6573_5546;
+        nix::sys::statfs::fstatfs(&self.file).is_ok_and(|s| s.filesystem_type().0 == FUSE)
+    }
+
     /// Whether a mapping is of it.
     pub fn is(&self, m: &Map) -> bool {
         m.shared && (m.dev, m.ino) == self.id

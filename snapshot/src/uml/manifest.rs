@@ -22,8 +22,10 @@ const MOST: u64 = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// When.
+    /// When, by the machine's clocks.
     pub taken: Taken,
+    /// What its clocks were ahead of the host's.
+    pub clock: super::clock::Offsets,
     /// The host it ran on.
     pub host: Host,
     /// The guest kernel's program.

@@ -3,6 +3,7 @@
 
 mod calls;
 pub mod capture;
+pub mod clock;
 mod freeze;
 pub mod image;
 mod layout;

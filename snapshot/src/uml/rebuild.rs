@@ -5,7 +5,7 @@
 //! stop that main takes as their tracer, and makes the helpers. Then the caller gives all of them their registers.
 
 use super::manifest::{Helper, Machine, Piece, User};
-use super::{Error, PAGE, image, text, traced};
+use super::{Error, PAGE, clock, image, text, traced};
 use crate::fault;
 use crate::files::{self, Connections, Context, OpenFile};
 use crate::image::manifest::{Backing, SignalAction, Thread};
@@ -166,6 +166,14 @@ pub fn rebuild(plan: Plan<'_>) -> Result<i32, Error> {
     }
     let scratch = Scratch::new(base, script.len()).map_err(|e| Error::Sys("mapping tables", e))?;
     script.install(&scratch);
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let same_boot = boot.trim() == machine.host.boot_id;
+    clock::enter(clock::offsets(
+        &machine.taken,
+        machine.clock,
+        same_boot,
+        &crate::capture::host::now(),
+    ))?;
     fault::point("uml.prepared");
 
     let mut old = SigSet::empty();

@@ -9,11 +9,12 @@ use super::learn::user_number;
 use super::manifest::Piece;
 use super::{Error, PAGE};
 use crate::proc::{self, Map, MapKind};
-use crate::sys::pagemap::{FILE, PRESENT, Pagemap, SWAPPED};
+use crate::sys::mapfile;
+use crate::sys::pagemap::{FILE, PRESENT, Pagemap, Region, SWAPPED};
 use crate::sys::perf::{Mappings, Record};
 use crate::sys::procmem::ProcMem;
 use crate::sys::uffd::{FEATURES_ASYNC, Uffd, WP};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -184,12 +185,30 @@ impl<'a> Tracker<'a> {
     pub fn copy_all(&mut self, maps: &[Map]) -> Result<u64, Error> {
         let mut bytes = 0;
         let mut at = 0;
+        let mut pages = Pages::new(self.memory.len);
         while at < self.memory.len {
             let Some((start, end)) = data(&self.memory.file, at, self.memory.len)? else {
                 break;
             };
-            bytes += self.copy_run(start / PAGE, end.div_ceil(PAGE), true)?;
+            pages.add(start / PAGE, end.div_ceil(PAGE));
             at = end;
+        }
+        let served = self.memory.is_served();
+        if served {
+            // Who serves the file knows what it has brought and what the kernel has given back, and not what it has yet.
+            let resident = mapfile::resident(&self.memory.file)
+                .map_err(|e| Error::Sys("mincore", errno(&e)))?;
+            for (page, _) in resident.iter().enumerate().filter(|r| *r.1 != 0) {
+                pages.add(page as u64, page as u64 + 1);
+            }
+        }
+        for (first, end) in pages.runs() {
+            bytes += self.copy_run(first, end, true)?;
+        }
+        if served {
+            // What no process of the machine has touched need not stay in memory for our reading it.
+            let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            let _ = nix::fcntl::posix_fadvise(&self.memory.file, 0, 0, advice);
         }
         let own = self.own_now(maps)?;
         bytes += self.read_own(&own)?;
@@ -214,20 +233,27 @@ impl<'a> Tracker<'a> {
     pub fn look(&mut self, maps: &[Map], stopped: bool) -> Result<Written, Error> {
         let mut pages = Pages::new(self.memory.len);
         let mut own = Vec::new();
-        self.look_at_main(maps, stopped, &mut pages, &mut own)?;
-        self.look_at_users(&mut pages)?;
         let (ino, all) = (self.memory.id.1, self.memory.len / PAGE);
-        let Some(mappings) = &self.mappings else {
-            return Ok(Written { pages, own });
-        };
-        mappings.read(|r| match r {
-            Record::Mapping(m) => {
-                if m.ino == ino && m.prot & libc::PROT_WRITE as u32 != 0 {
-                    pages.add(m.offset / PAGE, (m.offset + m.len).div_ceil(PAGE));
+        // What main has mapped since: under no protection, though it may look like what was there before.
+        let mut fresh = Vec::new();
+        if let Some(mappings) = &self.mappings {
+            mappings.read(|r| match r {
+                Record::Mapping(m) => {
+                    if m.ino == ino && m.prot & libc::PROT_WRITE as u32 != 0 {
+                        pages.add(m.offset / PAGE, (m.offset + m.len).div_ceil(PAGE));
+                    }
+                    if m.pid == self.main {
+                        fresh.push((m.start, m.start + m.len));
+                    }
                 }
-            }
-            Record::Lost => pages.add(0, all),
-        });
+                Record::Lost => {
+                    pages.add(0, all);
+                    fresh.push((0, u64::MAX));
+                }
+            });
+            self.look_at_main(maps, stopped, &fresh, &mut pages, &mut own)?;
+        }
+        self.look_at_users(&mut pages)?;
         Ok(Written { pages, own })
     }
 
@@ -235,28 +261,45 @@ impl<'a> Tracker<'a> {
         &mut self,
         maps: &[Map],
         stopped: bool,
+        mapped: &[(u64, u64)],
         pages: &mut Pages,
         own: &mut Vec<(u64, u64)>,
     ) -> Result<(), Error> {
-        let now: HashMap<u64, Tracked> = maps
-            .iter()
-            .filter(|m| self.memory.is(m) || is_own(m))
-            .map(|m| (m.start, tracked(self.memory, m)))
-            .collect();
+        let before: HashMap<u64, Tracked> = self.tracked.iter().map(|t| (t.start, *t)).collect();
+        // Runs of mappings that are still under protection, with nothing else between them: a scan costs some
+        // microseconds however little it finds, and fails at what is under none.
+        let mut runs: Vec<Vec<Tracked>> = vec![Vec::new()];
+        let mut fresh = Vec::new();
+        for m in maps {
+            let wanted = self.memory.is(m) || is_own(m);
+            let t = tracked(self.memory, m);
+            let again = mapped.iter().any(|r| r.0 < m.end && m.start < r.1);
+            match runs.last_mut() {
+                Some(run) if wanted && !again && before.get(&t.start) == Some(&t) => run.push(t),
+                _ => runs.push(Vec::new()),
+            }
+            if wanted && runs.last().is_some_and(Vec::is_empty) {
+                fresh.push(t);
+            }
+        }
         let mut stay = Vec::with_capacity(self.tracked.len());
-        for t in std::mem::take(&mut self.tracked) {
-            let there = now.get(&t.start) == Some(&t);
-            let seen = there && self.take_written(&t, pages, own);
-            if seen {
-                stay.push(t);
-            } else if let Some((first, end)) = t.pages() {
-                // Unmapped, or mapped anew: anything may have been written before.
+        for run in runs.iter().filter(|r| !r.is_empty()) {
+            if self.scan(run, pages, own) {
+                stay.extend_from_slice(run);
+            } else {
+                // What it found before it failed is protected anew, and not told: all may have been written.
+                fresh.extend_from_slice(run);
+            }
+        }
+        let known: HashSet<u64> = stay.iter().map(|t| t.start).collect();
+        for t in self.tracked.iter().filter(|t| !known.contains(&t.start)) {
+            // Unmapped, or mapped anew: anything may have been written before.
+            if let Some((first, end)) = t.pages() {
                 pages.add(first, end);
             }
         }
-        let known: std::collections::HashSet<u64> = stay.iter().map(|t| t.start).collect();
         self.tracked = stay;
-        for (_, t) in now.into_iter().filter(|(s, _)| !known.contains(s)) {
+        for t in fresh {
             match t.pages() {
                 Some((first, end)) => pages.add(first, end),
                 None => own.push((t.start, t.end)),
@@ -266,20 +309,27 @@ impl<'a> Tracker<'a> {
                 tracing::debug!("not tracked: {e}");
             }
         }
+        self.tracked.sort_unstable_by_key(|t| t.start);
         Ok(())
     }
 
-    fn take_written(&self, t: &Tracked, pages: &mut Pages, own: &mut Vec<(u64, u64)>) -> bool {
-        let taken = self
-            .pagemap
-            .take_written(t.start, t.end, |r| match t.offset {
-                Some(offset) => {
-                    let at = offset + r.start - t.start;
-                    pages.add(at / PAGE, (at + r.end - r.start) / PAGE);
+    /// Finds what was written in a run of mappings.
+    fn scan(&self, run: &[Tracked], pages: &mut Pages, own: &mut Vec<(u64, u64)>) -> bool {
+        let (start, end) = (run[0].start, run[run.len() - 1].end);
+        let found = |r: Region| {
+            let first = run.partition_point(|t| t.end <= r.start);
+            for t in run[first..].iter().take_while(|t| t.start < r.end) {
+                let (from, to) = (r.start.max(t.start), r.end.min(t.end));
+                match t.offset {
+                    Some(offset) => {
+                        let at = offset + from - t.start;
+                        pages.add(at / PAGE, (at + to - from) / PAGE);
+                    }
+                    None => own.push((from, to)),
                 }
-                None => own.push((r.start, r.end)),
-            });
-        taken.is_ok()
+            }
+        };
+        self.pagemap.take_written(start, end, found).is_ok()
     }
 
     fn look_at_users(&mut self, pages: &mut Pages) -> Result<(), Error> {

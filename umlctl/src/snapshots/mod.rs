@@ -1,0 +1,3 @@
+//! Snapshots of machines: where they are kept, how they are taken, and how a machine is made of one again.
+
+pub mod memory;
