@@ -45,6 +45,8 @@ fn main() {
             learned: &mut learned,
             stop_and_copy: std::env::var_os("COPY").is_some(),
             kill: if kill { Some(&mut kill_it) } else { None },
+            fixed: None,
+            durable: true,
             disk: None,
             inspect: if compare { Some(&mut look) } else { None },
         };

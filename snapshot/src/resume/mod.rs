@@ -16,7 +16,7 @@ pub(crate) mod table;
 pub mod template;
 
 pub(crate) use drive::restart;
-pub(crate) use files::text;
+pub use files::text;
 
 use crate::image::manifest::{Manifest, Process};
 use crate::sys::scratch::Scratch;

@@ -3,7 +3,8 @@
 use super::clock;
 use super::freeze::{Attached, Point, inner_number};
 use super::layout::{self, Memory};
-use super::learn::{self, Learned};
+use super::learn;
+pub use super::learn::Learned;
 use super::manifest::{self, Helper, Kernel, Machine};
 use super::tracker::{Tracker, Written};
 use super::{Error, PAGE, image, text, traced};
@@ -37,10 +38,14 @@ pub struct Request<'a> {
     pub externals: &'a [i32],
     /// What was learned about the machine before; filled by the first capture.
     pub learned: &'a mut Option<Learned>,
+    /// Everything reaches the disk before this returns.
+    pub durable: bool,
     /// Copy everything in the stop: the simple way, to compare with.
     pub stop_and_copy: bool,
     /// The machine does not go on after the point in time: called in the stop, when all of it has been read.
     pub kill: Option<&'a mut dyn FnMut()>,
+    /// Called when the point in time is fixed and the machine runs again (or is not to): nothing is saved for good yet.
+    pub fixed: Option<&'a mut dyn FnMut(&Stats)>,
     /// Copies the disk. The machine runs, but nothing is read from or written to its disk.
     pub disk: Option<&'a mut dyn FnMut() -> Result<(), String>>,
     /// Called in the stop, for tests: everything can be read from the processes.
@@ -160,6 +165,9 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
         stats.pause = stopped.elapsed();
         fault::point("uml.released");
     }
+    if let Some(fixed) = &mut request.fixed {
+        fixed(&stats);
+    }
 
     let t = Instant::now();
     if let Some(disk) = &mut request.disk {
@@ -201,7 +209,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
         host: host::current().map_err(|e| Error::Host(text(&e)))?,
         kernel: Kernel {
             path: before.exe.clone(),
-            sum: image::sum_of(&before.exe)?,
+            sum: image::sum_of(&proc::path(main, "exe")).or_else(|_| image::sum_of(&before.exe))?,
         },
         main: before.process(thread, &learned, fds.pop().unwrap_or_default()),
         space: Space {

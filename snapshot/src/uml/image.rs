@@ -114,6 +114,12 @@ pub fn open(dir: &Path, name: &str) -> Result<(File, PathBuf), Error> {
     Ok((file, path))
 }
 
+/// blake3 of bytes, hexadecimal.
+#[must_use]
+pub fn sum(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
 /// blake3 of a file, hexadecimal.
 pub fn sum_of(path: &Path) -> Result<String, Error> {
     let io = |e| Error::Io(path.into(), "read", e);
