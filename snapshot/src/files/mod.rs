@@ -31,8 +31,9 @@ mod unix;
 pub use capture::{Capture, Frozen, Options};
 pub use error::{Error, Refusal};
 pub use install::{complete, install};
+pub use regular::Regular;
 pub use locks::{Lock, LockKind};
-pub use relocate::relocate;
+pub use relocate::{paths, relocate};
 pub use restore::{Connections, Context, restore};
 pub use tcp::{Held, rescue_connections};
 

@@ -7,6 +7,23 @@ use std::path::{Path, PathBuf};
 
 use super::{Blob, Kind, OpenFile};
 
+/// The paths at which files are opened, and sockets bound.
+#[must_use]
+pub fn paths(files: &[OpenFile]) -> Vec<PathBuf> {
+    files
+        .iter()
+        .filter_map(|file| match &file.kind {
+            Kind::Regular(regular) => Some(regular.path.clone()),
+            Kind::Path(reopened) => Some(reopened.path.clone()),
+            Kind::Unix(socket) => {
+                let name = socket.name.as_ref().filter(|n| n.0.first() != Some(&0))?;
+                Some(OsStr::from_bytes(&name.0).into())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// Gives files other paths, where `to` has one for the old path. A file must be at its new path already, and is then the
 /// one that is meant.
 pub fn relocate(

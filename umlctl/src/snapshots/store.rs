@@ -22,7 +22,9 @@ const HIDDEN: &str = ".";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is one of that name.
-    #[error("there is a snapshot {0} already: choose another name, or remove it with `umlctl rm-snapshot {0}`")]
+    #[error(
+        "there is a snapshot {0} already: choose another name, or remove it with `umlctl rm-snapshot {0}`"
+    )]
     Exists(String),
     /// There is none.
     #[error("there is no snapshot {0} in {home}; `umlctl snapshots` lists what there is", home = .1.display())]
@@ -150,10 +152,13 @@ impl Store {
             (Some(one), None) if !name.is_empty() => Some(one),
             _ => None,
         };
-        exact
-            .or(only)
-            .cloned()
-            .ok_or_else(|| Error::None(name.into(), self.0.clone()))
+        exact.or(only).cloned().ok_or_else(|| self.missing(name))
+    }
+
+    /// That there is no such snapshot.
+    #[must_use]
+    pub fn missing(&self, name: &str) -> Error {
+        Error::None(name.into(), self.0.clone())
     }
 
     /// All of them, by name.
@@ -226,11 +231,14 @@ fn remove_all(dir: &Path) -> Result<(), Error> {
 /// A line with blake3 of the rest, hexadecimal; the rest is JSON.
 fn write_about(dir: &Path, about: &About) -> Result<(), Error> {
     let path = dir.join(ABOUT);
-    let body = serde_json::to_string_pretty(about)
-        .map_err(|e| io("write", &path)(e.into()))?;
-    let text = format!("{}\n{body}\n", snapshot::uml::image::sum(format!("{body}\n").as_bytes()));
+    let body = serde_json::to_string_pretty(about).map_err(|e| io("write", &path)(e.into()))?;
+    let text = format!(
+        "{}\n{body}\n",
+        snapshot::uml::image::sum(format!("{body}\n").as_bytes())
+    );
     let mut file = fs::File::create(&path).map_err(io("write", &path))?;
-    file.write_all(text.as_bytes()).map_err(io("write", &path))?;
+    file.write_all(text.as_bytes())
+        .map_err(io("write", &path))?;
     file.sync_all().map_err(io("write", &path))
 }
 
@@ -247,11 +255,14 @@ impl Snapshot {
         let path = self.dir.join(ABOUT);
         let damaged = |what: &str| Error::Damaged(path.clone(), what.into());
         let text = fs::read_to_string(&path).map_err(io("read", &path))?;
-        let (sum, body) = text.split_once('\n').ok_or_else(|| damaged("it is cut off"))?;
+        let (sum, body) = text
+            .split_once('\n')
+            .ok_or_else(|| damaged("it is cut off"))?;
         if image::sum(body.as_bytes()) != sum {
             return Err(damaged("its sum is wrong: bytes of it were changed"));
         }
-        let Version { version } = serde_json::from_str(body).map_err(|e| damaged(&e.to_string()))?;
+        let Version { version } =
+            serde_json::from_str(body).map_err(|e| damaged(&e.to_string()))?;
         if version > VERSION {
             return Err(Error::Newer(path, version));
         }
@@ -288,7 +299,12 @@ impl Snapshot {
         if image::sum_of(&path)? != machine.private_sum {
             return Err(Error::Damaged(path, "its sum is wrong".into()));
         }
-        check(&self.dir, image::MEMORY, image::MEMORY_SUMS, &machine.memory_sums)?;
+        check(
+            &self.dir,
+            image::MEMORY,
+            image::MEMORY_SUMS,
+            &machine.memory_sums,
+        )?;
         if let Some(sums) = &machine.disk_sums {
             check(&self.dir, image::DISK, image::DISK_SUMS, sums)?;
         }

@@ -74,7 +74,11 @@ fn figures(s: &Stats, durable: Option<Duration>) -> Figures {
 ///
 /// # Errors
 /// There is no snapshot then, and the machine goes on, unless it has ended.
-pub fn take(job: &Job, learned: &mut Learned, fixed: &mut dyn FnMut(Figures)) -> Result<Figures, Error> {
+pub fn take(
+    job: &Job,
+    learned: &mut Learned,
+    fixed: &mut dyn FnMut(Figures),
+) -> Result<Figures, Error> {
     let begun = std::time::Instant::now();
     let staging = Store::of(&job.vm.home()).begin(&job.name)?;
     let mut config = job.vm.config()?;
@@ -87,7 +91,7 @@ pub fn take(job: &Job, learned: &mut Learned, fixed: &mut dyn FnMut(Figures)) ->
             sync: false,
             ..Default::default()
         };
-        cowfs::image::duplicate_file_with(&disk, &copy, &options)
+        cowfs::image::duplicate_file_with(&disk, &copy, options)
             .map(drop)
             .map_err(|e| snapshot::resume::text(&e))
     };
@@ -112,7 +116,9 @@ pub fn take(job: &Job, learned: &mut Learned, fixed: &mut dyn FnMut(Figures)) ->
     if job.durable {
         file.sync_all().map_err(|e| Error::Disk(copy.clone(), e))?;
     }
-    let taken = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let taken = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let about = About {
         version: VERSION,
         vm: config,

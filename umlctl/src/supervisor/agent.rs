@@ -1,0 +1,154 @@
+//! Our end of the agent channel: frames go to and fro between streams and those they belong to.
+
+use super::Error;
+use super::console::pair;
+use super::queue::{Got, Queue, read};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use umlctl_agent::wire::{Decoder, Frame, Kind};
+
+/// Nothing is taken from clients while so much waits to be sent.
+const FULL: usize = 256 << 10;
+
+/// Whose a stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A client's, by its number.
+    Client(u32),
+    /// The supervisor's own; answers do not matter.
+    Own,
+}
+
+/// The channel.
+#[derive(Debug)]
+pub struct Channel {
+    end: OwnedFd,
+    open: bool,
+    /// What waits to be sent.
+    pub output: Queue,
+    decoder: Decoder,
+    streams: BTreeMap<u32, Owner>,
+    last: u32,
+}
+
+/// What the agent has said.
+#[derive(Debug)]
+pub enum Said {
+    /// It is there, with this version of the protocol.
+    Hello(u32),
+    /// Something for a client.
+    To(u32, Frame),
+}
+
+impl Channel {
+    /// Our end, and main's.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> Result<(Self, OwnedFd), Error> {
+        let (end, mains) = pair()?;
+        let channel = Self {
+            end,
+            open: true,
+            output: Queue::default(),
+            decoder: Decoder::default(),
+            streams: BTreeMap::new(),
+            last: 0,
+        };
+        Ok((channel, mains))
+    }
+
+    /// The descriptor, until main has closed its end.
+    #[must_use]
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.open.then(|| self.end.as_fd())
+    }
+
+    /// Whether clients have to wait.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.output.len() > FULL
+    }
+
+    /// A new stream.
+    pub fn begin(&mut self, owner: Owner) -> u32 {
+        // Never 0, and none that is in use: a stream may live as long as the VM.
+        loop {
+            self.last = self.last.checked_add(1).unwrap_or(1);
+            if !self.streams.contains_key(&self.last) {
+                break;
+            }
+        }
+        self.streams.insert(self.last, owner);
+        self.last
+    }
+
+    /// The owner is gone.
+    pub fn abandon(&mut self, stream: u32) {
+        if self.streams.remove(&stream).is_some() {
+            self.send(&Frame::new(Kind::Reset, stream, vec![]));
+        }
+    }
+
+    /// Whether the stream still is one.
+    #[must_use]
+    pub fn has(&self, stream: u32) -> bool {
+        self.streams.contains_key(&stream)
+    }
+
+    /// Queues a frame.
+    pub fn send(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.output.push(&bytes);
+    }
+
+    /// Sends what goes.
+    pub fn flush(&mut self) {
+        if self.output.flush(&self.end).is_err() {
+            self.output.clear();
+        }
+    }
+
+    /// Reads what is there.
+    pub fn take(&mut self) -> Vec<Said> {
+        match read(&self.end) {
+            Got::Bytes(bytes) => self.decoder.push(&bytes),
+            Got::Nothing => {}
+            Got::End => self.open = false,
+        }
+        let mut said = Vec::new();
+        while let Some(frame) = self.decoder.next_frame() {
+            if frame.kind == Kind::Hello {
+                said.extend(frame.as_i32().map(|v| Said::Hello(v.cast_unsigned())));
+                continue;
+            }
+            let owner = self.streams.get(&frame.stream).copied();
+            if matches!(frame.kind, Kind::Exit | Kind::Reset) {
+                self.streams.remove(&frame.stream);
+            }
+            if let Some(Owner::Client(client)) = owner {
+                said.push(Said::To(client, frame));
+            }
+        }
+        said
+    }
+}
+
+/// Whether a client may send such a frame. The rest is the agent's to send, or concerns the streams of others.
+#[must_use]
+pub fn allowed(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Ping
+            | Kind::TimeSet
+            | Kind::Reseed
+            | Kind::Reset
+            | Kind::Exec
+            | Kind::Stdin
+            | Kind::Credit
+            | Kind::Eof
+            | Kind::Signal
+            | Kind::WinSize
+    )
+}
