@@ -26,7 +26,7 @@ fn end(name: &str, request: &Request, json: bool) -> Result<u8> {
 }
 
 /// Waits until nothing of it is left.
-fn gone(vm: &Vm) -> Result<()> {
+pub fn gone(vm: &Vm) -> Result<()> {
     let begin = Instant::now();
     while vm.locked() {
         anyhow::ensure!(

@@ -58,6 +58,9 @@ pub fn snapshot(a: &SnapshotArgs, json: bool) -> Result<u8> {
     };
     // One whose VM has ended is of no use before it is whole.
     let figures = take(&vm, &request, a.wait || a.kill)?;
+    if a.kill {
+        super::end::gone(&vm)?;
+    }
     if json {
         let mut value = serde_json::to_value(figures)?;
         value["name"] = json!(name);
