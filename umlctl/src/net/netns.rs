@@ -166,11 +166,25 @@ fn within<T>(index: u32, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Er
     result
 }
 
-/// Makes a VM's namespace and the way to it, in place of any that there is.
+/// Whether a VM's namespace is there, with everything in it. Only the number says what that is, so it is as good as new.
+fn is_complete(index: u32) -> bool {
+    let forwards = || {
+        let path = Path::new("/proc/sys/net/ipv4/ip_forward");
+        Ok(std::fs::read_to_string(path).is_ok_and(|t| t.trim() == "1"))
+    };
+    path(index).exists()
+        && nix::net::if_::if_nametoindex(names::outer(index).as_str()).is_ok()
+        && within(index, forwards).unwrap_or(false)
+}
+
+/// Makes a VM's namespace and the way to it. One that is there stays, with the connections of the VM that was.
 ///
 /// # Errors
 /// A tool's; then nothing is left of it.
 pub fn make(index: u32) -> Result<(), Error> {
+    if is_complete(index) {
+        return Ok(());
+    }
     remove(index)?;
     let result = ip(&outside(index)).and_then(|()| {
         // For packets between VMs. Set for this interface alone: the host need not be a router.

@@ -1,6 +1,7 @@
 //! Taking a snapshot, in a thread of the supervisor.
 
 use super::store::{About, Error as StoreError, Figures, Store, VERSION};
+use crate::vm::config::Net;
 use crate::vm::home::Vm;
 use crate::vm::name::Name;
 use nix::sys::signal::{Signal, kill};
@@ -10,8 +11,10 @@ use snapshot::uml::image::{self, Sums};
 use std::fs::File;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Descriptors of main that every machine is given anew: console, kernel log, tap, agent.
-const EXTERNALS: [i32; 5] = [0, 1, 2, 3, 4];
+/// Descriptors of main that every machine is given anew: console, kernel log, agent.
+const EXTERNALS: [i32; 4] = [0, 1, 2, 4];
+/// And this one, if it has a network.
+const TAP: i32 = 3;
 
 /// What is known about a machine once it was captured.
 pub type Learned = Option<snapshot::uml::capture::Learned>;
@@ -83,6 +86,10 @@ pub fn take(
     let staging = Store::of(&job.vm.home()).begin(&job.name)?;
     let mut config = job.vm.config()?;
     config.name = job.vm.name().clone();
+    let mut externals = EXTERNALS.to_vec();
+    if config.net == Net::Nat {
+        externals.push(TAP);
+    }
     let path = job.vm.disk();
     let disk = File::open(&path).map_err(|e| Error::Disk(path.clone(), e))?;
     let copy = staging.dir.join(image::DISK);
@@ -102,7 +109,7 @@ pub fn take(
     let (mut machine, stats) = capture(&mut Request {
         main: job.main.as_raw(),
         dir: &staging.dir,
-        externals: &EXTERNALS,
+        externals: &externals,
         learned,
         durable: job.durable,
         stop_and_copy: job.stop_and_copy,
