@@ -13,13 +13,28 @@ fn main() {
     let rustc = |name: &str, kind: &str| {
         let mut command = Command::new(var("RUSTC"));
         command
-            .args(["--crate-name", name, "--crate-type", kind, "--edition", "2024"])
+            .args([
+                "--crate-name",
+                name,
+                "--crate-type",
+                kind,
+                "--edition",
+                "2024",
+            ])
             .args(["--target", &var("TARGET")])
-            .args(["-C", "target-feature=+crt-static", "-C", "relocation-model=static"])
+            .args([
+                "-C",
+                "target-feature=+crt-static",
+                "-C",
+                "relocation-model=static",
+            ])
             .args(["-C", "opt-level=s", "-C", "panic=abort"]);
         command
     };
-    run(rustc("umlctl_agent", "rlib").arg("-o").arg(&library).arg(source.join("lib.rs")));
+    run(rustc("umlctl_agent", "rlib")
+        .arg("-o")
+        .arg(&library)
+        .arg(source.join("lib.rs")));
     run(rustc("agent", "bin")
         .args(["-C", "lto=fat", "-C", "strip=symbols"])
         .arg("--extern")
@@ -30,6 +45,8 @@ fn main() {
 }
 
 fn run(command: &mut Command) {
-    let status = command.status().unwrap_or_else(|e| panic!("cannot run rustc: {e}"));
+    let status = command
+        .status()
+        .unwrap_or_else(|e| panic!("cannot run rustc: {e}"));
     assert!(status.success(), "the agent could not be built");
 }

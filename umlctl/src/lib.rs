@@ -7,11 +7,13 @@
 //! - [`supervisor`]: the process behind it
 //! - [`control`]: how verbs talk to that process
 //! - [`agent`]: how they talk to the guest
+//! - [`snapshots`]: where snapshots of VMs are, how they are taken, and how VMs are made of them
 
 pub mod agent;
 pub mod cli;
 pub mod control;
 pub mod net;
+pub mod snapshots;
 pub mod supervisor;
 pub mod sys;
 pub mod vm;

@@ -3,6 +3,7 @@
 pub mod args;
 mod daemon;
 mod doctor;
+pub mod image;
 mod locate;
 mod output;
 mod sys;
@@ -79,6 +80,7 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
         Command::Unmount { mountpoint, lazy } => unmount(cli, mountpoint, *lazy),
         Command::Check { store } => check(cli, store),
         Command::Upgrade(a) => upgrade::run(cli, a),
+        Command::Image(c) => image::run(cli, c),
         Command::Doctor { store } => doctor::run(cli, store.as_deref()),
         Command::Completions { shell } => {
             let mut cmd = Cli::command();

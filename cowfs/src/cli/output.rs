@@ -47,7 +47,7 @@ pub(super) fn duration(us: u64) -> String {
 }
 
 /// A size for people.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     for (unit, shift) in UNITS {
         if bytes >= 1 << shift {
@@ -59,7 +59,7 @@ fn size(bytes: u64) -> String {
 }
 
 /// An aligned table.
-fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
+pub(super) fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
     let mut width: Vec<usize> =
         headers.map_or(vec![0; columns], |h| h.iter().map(|s| s.len()).collect());

@@ -44,7 +44,10 @@ pub fn send(path: &Path, to: &mut impl Write, skipped: &mut dyn FnMut(&Path)) ->
     let name = path.file_name().or(real.file_name());
     let name = name.map_or(&b"root"[..], OsStrExt::as_bytes);
     if !meta.is_dir() && !meta.is_file() {
-        return Err(bad(format!("{}: neither a file nor a directory", path.display())));
+        return Err(bad(format!(
+            "{}: neither a file nor a directory",
+            path.display()
+        )));
     }
     entry(&real, name, &meta, to, skipped)
 }
@@ -68,7 +71,11 @@ fn entry(
     let mut head = vec![kind];
     head.extend(meta.mode().to_le_bytes());
     head.extend(u64::try_from(meta.mtime()).unwrap_or(0).to_le_bytes());
-    head.extend(u16::try_from(name.len()).map_err(|_| bad("a name is too long"))?.to_le_bytes());
+    head.extend(
+        u16::try_from(name.len())
+            .map_err(|_| bad("a name is too long"))?
+            .to_le_bytes(),
+    );
     head.extend(name);
     match kind {
         b'f' => {
@@ -85,8 +92,15 @@ fn entry(
             io::copy(&mut io::repeat(0).take(size - sent), to)?;
         }
         b'l' => {
-            let target = fs::read_link(path).map_err(with(path))?.into_os_string().into_vec();
-            head.extend(u16::try_from(target.len()).map_err(|_| bad("a link is too long"))?.to_le_bytes());
+            let target = fs::read_link(path)
+                .map_err(with(path))?
+                .into_os_string()
+                .into_vec();
+            head.extend(
+                u16::try_from(target.len())
+                    .map_err(|_| bad("a link is too long"))?
+                    .to_le_bytes(),
+            );
             head.extend(target);
             to.write_all(&head)?;
         }
@@ -154,8 +168,12 @@ pub fn receive(to: &Path, from: &mut impl Read, mode_mask: u32) -> io::Result<Pa
 
 /// A name that is a single component.
 fn component(name: &[u8]) -> io::Result<&Path> {
-    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
-        return Err(bad(format!("the stream has a name that is none: {:?}", String::from_utf8_lossy(name))));
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0)
+    {
+        return Err(bad(format!(
+            "the stream has a name that is none: {:?}",
+            String::from_utf8_lossy(name)
+        )));
     }
     Ok(Path::new(std::ffi::OsStr::from_bytes(name)))
 }
@@ -184,13 +202,20 @@ fn one(
                 .open(&path)
                 .map_err(with(&path))?;
             if !file.metadata()?.is_file() {
-                return Err(bad(format!("{} is there already and is no file", path.display())));
+                return Err(bad(format!(
+                    "{} is there already and is no file",
+                    path.display()
+                )));
             }
             let got = io::copy(&mut from.take(size), &mut file).map_err(with(&path))?;
             if got < size {
-                return Err(io::Error::new(ErrorKind::UnexpectedEof, "the stream ends in a file"));
+                return Err(io::Error::new(
+                    ErrorKind::UnexpectedEof,
+                    "the stream ends in a file",
+                ));
             }
-            file.set_permissions(fs::Permissions::from_mode(mode)).map_err(with(&path))?;
+            file.set_permissions(fs::Permissions::from_mode(mode))
+                .map_err(with(&path))?;
             if let Some(t) = mtime {
                 let _ = file.set_modified(t);
             }
@@ -208,13 +233,20 @@ fn one(
             }
             match there {
                 Ok(m) if m.is_dir() => {}
-                Ok(_) => return Err(bad(format!("{} is there already and is no directory", path.display()))),
+                Ok(_) => {
+                    return Err(bad(format!(
+                        "{} is there already and is no directory",
+                        path.display()
+                    )));
+                }
                 Err(_) => fs::create_dir(&path).map_err(with(&path))?,
             }
             loop {
                 match number::<1>(from)?[0] {
                     b'e' => break,
-                    kind => one(kind, from, mask, depth + 1, &mut |n| Ok(path.join(component(n)?)))?,
+                    kind => one(kind, from, mask, depth + 1, &mut |n| {
+                        Ok(path.join(component(n)?))
+                    })?,
                 }
             }
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(with(&path))?;
@@ -222,7 +254,11 @@ fn one(
                 let _ = dir.set_modified(t);
             }
         }
-        other => return Err(bad(format!("the stream has an entry of unknown type {other}"))),
+        other => {
+            return Err(bad(format!(
+                "the stream has an entry of unknown type {other}"
+            )));
+        }
     }
     Ok(())
 }

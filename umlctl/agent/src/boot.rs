@@ -68,7 +68,11 @@ fn mount_root(wanted: &Wanted) -> Result<(), String> {
     if errors.is_empty() {
         errors.push("no file system that this kernel knows is on it".into());
     }
-    Err(format!("cannot mount the root file system {}: {}", wanted.device, errors.join("; ")))
+    Err(format!(
+        "cannot mount the root file system {}: {}",
+        wanted.device,
+        errors.join("; ")
+    ))
 }
 
 /// Boots. Returns only if it fails.
@@ -107,8 +111,10 @@ fn open(path: &str, flags: i32) -> Result<OwnedFd, String> {
 }
 
 fn prepare() -> Result<(Wanted, Devices), String> {
-    sys::mount_at("devtmpfs", "/dev", "devtmpfs", 0, "").map_err(|e| format!("cannot mount /dev: {e}"))?;
-    sys::mount_at("proc", "/proc", "proc", 0, "").map_err(|e| format!("cannot mount /proc: {e}"))?;
+    sys::mount_at("devtmpfs", "/dev", "devtmpfs", 0, "")
+        .map_err(|e| format!("cannot mount /dev: {e}"))?;
+    sys::mount_at("proc", "/proc", "proc", 0, "")
+        .map_err(|e| format!("cannot mount /proc: {e}"))?;
     let read = |path| fs::read_to_string(path).map_err(|e| format!("cannot read {path}: {e}"));
     let wanted = parse(&read("/proc/cmdline")?, &read("/proc/filesystems")?);
     let devices = Devices {

@@ -1,8 +1,6 @@
 //! Starting what a stream is for.
 
-use umlctl_agent::exec::{Exec, What};
 use crate::{power, sys};
-use umlctl_agent::archive;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -10,6 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use umlctl_agent::archive;
+use umlctl_agent::exec::{Exec, What};
 
 /// A started process, and our ends.
 pub struct Child {
@@ -89,17 +89,28 @@ fn on_terminal(exec: &Exec, (rows, columns): (u16, u16)) -> Result<Child, (i32, 
     })
 }
 
-fn command(exec: &Exec, [input, output, error]: [OwnedFd; 3], terminal: bool) -> Result<i32, (i32, String)> {
+fn command(
+    exec: &Exec,
+    [input, output, error]: [OwnedFd; 3],
+    terminal: bool,
+) -> Result<i32, (i32, String)> {
     let Some((program, arguments)) = exec.arguments.split_first() else {
         return Err((127, "umlctl: no command".into()));
     };
     let program = OsStr::from_bytes(program);
-    let home = if Path::new("/root").is_dir() { "/root" } else { "/" };
+    let home = if Path::new("/root").is_dir() {
+        "/root"
+    } else {
+        "/"
+    };
     let mut command = Command::new(program);
     command
         .args(arguments.iter().map(|a| OsStr::from_bytes(a)))
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .env("HOME", home)
         .envs(exec.environment.iter().filter_map(|e| {
             let at = e.iter().position(|b| *b == b'=')?;
@@ -114,7 +125,11 @@ fn command(exec: &Exec, [input, output, error]: [OwnedFd; 3], terminal: bool) ->
         // Reaped with all others.
         Ok(child) => Ok(i32::try_from(child.id()).unwrap_or_default()),
         Err(e) => {
-            let code = if e.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            let code = if e.kind() == io::ErrorKind::NotFound {
+                127
+            } else {
+                126
+            };
             Err((code, format!("umlctl: {}: {e}", program.display())))
         }
     }
@@ -128,14 +143,24 @@ fn builtin(what: What, exec: &Exec, theirs: &[OwnedFd; 3]) -> io::Result<i32> {
     }
     sys::new_session();
     sys::unblock();
-    sys::become_stdio([theirs[0].as_raw_fd(), theirs[1].as_raw_fd(), theirs[2].as_raw_fd()]);
-    let path = exec.arguments.first().map_or(Path::new("/"), |p| Path::new(OsStr::from_bytes(p)));
+    sys::become_stdio([
+        theirs[0].as_raw_fd(),
+        theirs[1].as_raw_fd(),
+        theirs[2].as_raw_fd(),
+    ]);
+    let path = exec
+        .arguments
+        .first()
+        .map_or(Path::new("/"), |p| Path::new(OsStr::from_bytes(p)));
     let (mut input, mut output) = (BufReader::new(io::stdin()), BufWriter::new(io::stdout()));
     let mut incomplete = false;
     let result = match what {
         What::Send => archive::send(path, &mut output, &mut |p| {
             incomplete = true;
-            eprintln!("{}: left out, it is neither a file nor a directory nor a link", p.display());
+            eprintln!(
+                "{}: left out, it is neither a file nor a directory nor a link",
+                p.display()
+            );
         })
         .and_then(|()| output.flush()),
         What::Receive => archive::receive(path, &mut input, 0o7777).map(drop),

@@ -3,11 +3,11 @@
 use crate::boot::Devices;
 use crate::stream::Stream;
 use crate::sys::{self, POLLIN, POLLOUT, PollFd, signals};
-use umlctl_agent::wire::{Decoder, Frame, Kind, LINE_ACK, VERSION};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use umlctl_agent::wire::{Decoder, Frame, Kind, LINE_ACK, VERSION};
 
 /// No more is taken from processes while so much waits for the line.
 const ROOM: usize = 64 << 10;
@@ -107,7 +107,9 @@ impl Agent {
             }
         }
         let room = self.room();
-        let Self { streams, output, .. } = self;
+        let Self {
+            streams, output, ..
+        } = self;
         streams.retain(|_, s| !s.work(room, &mut |f| encode(output, &f)));
     }
 
@@ -137,7 +139,9 @@ impl Agent {
             Kind::TimeSet => {
                 let result = match frame.payload.split_at_checked(8) {
                     Some((s, n)) => match (s.try_into(), n.try_into()) {
-                        (Ok(s), Ok(n)) => sys::set_clock(i64::from_le_bytes(s), u32::from_le_bytes(n)),
+                        (Ok(s), Ok(n)) => {
+                            sys::set_clock(i64::from_le_bytes(s), u32::from_le_bytes(n))
+                        }
                         _ => Err(io::Error::from_raw_os_error(22)),
                     },
                     None => Err(io::Error::from_raw_os_error(22)),
@@ -173,7 +177,11 @@ impl Agent {
                     if let Some(s) = self.streams.remove(&id) {
                         s.hang_up();
                     }
-                    self.send(&Frame::new(Kind::Reset, id, "more was sent than was allowed"));
+                    self.send(&Frame::new(
+                        Kind::Reset,
+                        id,
+                        "more was sent than was allowed",
+                    ));
                 }
             }
         }

@@ -1,13 +1,13 @@
 //! A stream: one started process, what goes into it and what comes out.
 
 use crate::child::{Child, start};
-use umlctl_agent::exec::Exec;
 use crate::sys::{self, POLLIN, POLLOUT, PollFd, signals};
-use umlctl_agent::wire::{Frame, Kind, MAX_DATA, WINDOW, channel};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use umlctl_agent::exec::Exec;
+use umlctl_agent::wire::{Frame, Kind, MAX_DATA, WINDOW, channel};
 
 /// Something the process writes to.
 struct Output {
@@ -42,7 +42,11 @@ impl Stream {
     /// Begins one. If it cannot be, the frames say so.
     pub fn begin(id: u32, payload: &[u8], send: &mut dyn FnMut(Frame)) -> Option<Self> {
         let Some(exec) = Exec::decode(payload) else {
-            send(Frame::new(Kind::Reset, id, "the request cannot be understood"));
+            send(Frame::new(
+                Kind::Reset,
+                id,
+                "the request cannot be understood",
+            ));
             return None;
         };
         match start(&exec) {
@@ -91,7 +95,10 @@ impl Stream {
                 }
             }
             Kind::WinSize => {
-                if let (Some(t), [a, b, c, d]) = (&self.terminal, frame.payload[..].try_into().unwrap_or([0; 4])) {
+                if let (Some(t), [a, b, c, d]) = (
+                    &self.terminal,
+                    frame.payload[..].try_into().unwrap_or([0; 4]),
+                ) {
                     sys::set_size(t, u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
                 }
             }
@@ -208,7 +215,11 @@ fn drain(id: u32, kind: Kind, out: &mut Output, ended: bool, send: &mut dyn FnMu
         Err(e) if e.kind() == ErrorKind::WouldBlock && !ended => {}
         _ => {
             out.file = None;
-            let ch = if kind == Kind::Stdout { channel::STDOUT } else { channel::STDERR };
+            let ch = if kind == Kind::Stdout {
+                channel::STDOUT
+            } else {
+                channel::STDERR
+            };
             send(Frame::new(Kind::Eof, id, vec![ch]));
         }
     }

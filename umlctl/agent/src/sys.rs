@@ -7,7 +7,13 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 unsafe extern "C" {
-    fn mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int;
+    fn mount(
+        source: *const c_char,
+        target: *const c_char,
+        kind: *const c_char,
+        flags: c_ulong,
+        data: *const c_void,
+    ) -> c_int;
     fn umount2(target: *const c_char, flags: c_int) -> c_int;
     fn fork() -> c_int;
     fn setsid() -> c_int;
@@ -72,10 +78,25 @@ fn check(result: c_int) -> io::Result<c_int> {
 }
 
 /// mount(2)
-pub fn mount_at(source: &str, target: &str, kind: &str, flags: c_ulong, data: &str) -> io::Result<()> {
+pub fn mount_at(
+    source: &str,
+    target: &str,
+    kind: &str,
+    flags: c_ulong,
+    data: &str,
+) -> io::Result<()> {
     let (source, target, kind, data) = (text(source)?, text(target)?, text(kind)?, text(data)?);
     // SAFETY: all pointers are to texts that end in a zero and live through the call.
-    check(unsafe { mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) }).map(drop)
+    check(unsafe {
+        mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            data.as_ptr().cast(),
+        )
+    })
+    .map(drop)
 }
 
 /// umount2(2), detached.
@@ -328,7 +349,11 @@ pub fn inet_socket() -> io::Result<OwnedFd> {
 }
 
 /// An ioctl that takes or fills a structure of at least its size.
-pub fn configure<const N: usize>(socket: &OwnedFd, request: c_ulong, data: &mut [u8; N]) -> io::Result<()> {
+pub fn configure<const N: usize>(
+    socket: &OwnedFd,
+    request: c_ulong,
+    data: &mut [u8; N],
+) -> io::Result<()> {
     assert!(N >= 40, "an ifreq has 40 bytes, an rtentry 120");
     // SAFETY: the two structures the callers use are no longer than what they give; see the assertion and `net`.
     check(unsafe { ioctl(socket.as_raw_fd(), request, data.as_mut_ptr()) }).map(drop)

@@ -218,7 +218,9 @@ impl Decoder {
             self.skipped += skip as u64;
             let rest = &self.bytes[self.start..];
             let header: &[u8; HEADER] = rest.first_chunk()?;
-            let number = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let number = |at: usize| {
+                u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+            };
             let length = number(8) as usize;
             let kind = Kind::from_number(header[2])
                 .filter(|_| header[3] == check(header) && length <= MAX_PAYLOAD);

@@ -36,12 +36,20 @@ impl Guest {
     /// Whether all was copied.
     fn result(&self) -> Result<bool, Error> {
         match self.ended {
-            Some(Ended { by_signal: false, value: 0 }) => Ok(true),
-            Some(Ended { by_signal: false, value: 3 }) => {
+            Some(Ended {
+                by_signal: false,
+                value: 0,
+            }) => Ok(true),
+            Some(Ended {
+                by_signal: false,
+                value: 3,
+            }) => {
                 eprintln!("{}", self.text());
                 Ok(false)
             }
-            _ if self.message.is_empty() => Err(Error::There("the copying process was killed".into())),
+            _ if self.message.is_empty() => {
+                Err(Error::There("the copying process was killed".into()))
+            }
             _ => Err(Error::There(self.text())),
         }
     }
@@ -158,7 +166,10 @@ impl Write for Pipe<'_> {
             self.keep(heard)?;
         }
         if self.guest.ended.is_some() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the guest takes no more"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the guest takes no more",
+            ));
         }
         let n = bytes.len().min(MAX_DATA).min(self.session.credit());
         let sent = self.session.input(&bytes[..n]);
@@ -191,7 +202,10 @@ pub fn push(session: &mut Session, from: &Path) -> Result<bool, Error> {
     let mut writer = BufWriter::with_capacity(MAX_DATA, Pipe::new(session));
     let result = archive::send(from, &mut writer, &mut |p| {
         complete = false;
-        eprintln!("{}: left out, it is neither a file nor a directory nor a link", p.display());
+        eprintln!(
+            "{}: left out, it is neither a file nor a directory nor a link",
+            p.display()
+        );
     })
     .and_then(|()| writer.flush());
     let (pipe, _) = writer.into_parts();

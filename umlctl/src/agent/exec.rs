@@ -137,7 +137,9 @@ impl Exec<'_> {
                 continue;
             };
             if signal == Signal::SIGWINCH {
-                if let (true, Some((rows, columns))) = (self.on_terminal, terminal::size(io::stdout())) {
+                if let (true, Some((rows, columns))) =
+                    (self.on_terminal, terminal::size(io::stdout()))
+                {
                     let mut payload = rows.to_le_bytes().to_vec();
                     payload.extend(columns.to_le_bytes());
                     self.session.send(Kind::WinSize, payload)?;
@@ -148,7 +150,8 @@ impl Exec<'_> {
             if self.interrupts >= ENOUGH {
                 return Ok(true);
             }
-            self.session.send(Kind::Signal, (signal as i32).to_le_bytes())?;
+            self.session
+                .send(Kind::Signal, (signal as i32).to_le_bytes())?;
         }
         Ok(false)
     }

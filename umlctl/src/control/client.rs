@@ -35,11 +35,15 @@ impl Client {
     /// # Errors
     /// The supervisor refuses, or has gone.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, Error> {
-        let gone = |e: std::io::Error| match e.kind() {
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Error::Gone,
-            _ => Error::Socket(e),
-        };
         self.stream.write_all(&encode(request)).map_err(gone)?;
+        self.next()
+    }
+
+    /// Waits for a further answer.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub fn next(&mut self) -> Result<Answer, Error> {
         loop {
             match decode(&mut self.bytes)? {
                 Some(Answer::Error { message }) => return Err(Error::Refused(message)),
@@ -76,5 +80,14 @@ impl Client {
             Answer::Go => Ok((self.stream, self.bytes)),
             other => Err(Error::Malformed(format!("{other:?} answers {request:?}"))),
         }
+    }
+}
+
+fn gone(e: std::io::Error) -> Error {
+    match e.kind() {
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => {
+            Error::Gone
+        }
+        _ => Error::Socket(e),
     }
 }

@@ -5,6 +5,8 @@
 
 pub mod client;
 
+use crate::snapshots::store::Figures;
+use crate::vm::name::Name;
 use crate::vm::state::State;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,6 +51,17 @@ pub enum Request {
     },
     /// Kill. Answered when it has ended.
     Kill,
+    /// Take a snapshot. Answered twice: when the point in time is fixed, and when all is saved.
+    Snapshot {
+        /// Its name.
+        name: Name,
+        /// End the VM at the point in time.
+        kill: bool,
+        /// Copy everything while it stands still.
+        stop_and_copy: bool,
+        /// It is to outlast a power cut.
+        durable: bool,
+    },
 }
 
 /// What is answered.
@@ -59,6 +72,13 @@ pub enum Answer {
     State {
         /// The state.
         state: State,
+    },
+    /// How a snapshot goes.
+    Snapshot {
+        /// What it has cost so far.
+        figures: Figures,
+        /// Whether all is saved.
+        saved: bool,
     },
     /// What the connection carries from here on is what was asked for.
     Go,
@@ -87,7 +107,9 @@ pub enum Error {
     #[error("the message cannot be understood: {0}")]
     Malformed(String),
     /// the other end speaks another version
-    #[error("the message has version {0}, and this umlctl knows {VERSION}: use the umlctl that started the VM")]
+    #[error(
+        "the message has version {0}, and this umlctl knows {VERSION}: use the umlctl that started the VM"
+    )]
     Newer(u32),
     /// the supervisor does not answer
     #[error("the VM's supervisor went away")]
@@ -108,7 +130,10 @@ pub fn encode<T: Serialize>(body: &T) -> Vec<u8> {
         body,
     };
     let text = serde_json::to_vec(&message).unwrap_or_default();
-    let mut bytes = u32::try_from(text.len()).unwrap_or(0).to_le_bytes().to_vec();
+    let mut bytes = u32::try_from(text.len())
+        .unwrap_or(0)
+        .to_le_bytes()
+        .to_vec();
     bytes.extend(text);
     bytes
 }
@@ -152,12 +177,17 @@ fn understand<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
 ///
 /// # Errors
 /// Those of `act`, or the directory cannot be opened.
-pub fn short<T>(path: &Path, act: impl FnOnce(PathBuf) -> std::io::Result<T>) -> std::io::Result<T> {
+pub fn short<T>(
+    path: &Path,
+    act: impl FnOnce(PathBuf) -> std::io::Result<T>,
+) -> std::io::Result<T> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return act(path.to_owned());
     };
     let dir = File::open(dir)?;
-    act(Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name))
+    act(Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name))
 }
 
 #[cfg(test)]
@@ -168,7 +198,9 @@ mod tests {
     fn there_and_back() {
         for request in [
             Request::Info,
-            Request::Wait { until: WaitFor::Agent },
+            Request::Wait {
+                until: WaitFor::Agent,
+            },
             Request::Stop { timeout_s: 7 },
         ] {
             let all = encode(&request);
@@ -184,7 +216,15 @@ mod tests {
 
     #[test]
     fn refused() {
-        for text in ["", "null", "{}", "[1]", r#"{"version":1}"#, r#"{"version":1,"request":"fly"}"#, r#"{"version":2,"request":"info"}"#] {
+        for text in [
+            "",
+            "null",
+            "{}",
+            "[1]",
+            r#"{"version":1}"#,
+            r#"{"version":1,"request":"fly"}"#,
+            r#"{"version":2,"request":"info"}"#,
+        ] {
             let mut bytes = u32::try_from(text.len()).unwrap().to_le_bytes().to_vec();
             bytes.extend(text.bytes());
             assert!(decode::<Request>(&mut bytes).is_err(), "{text}");

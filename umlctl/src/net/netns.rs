@@ -4,8 +4,8 @@
 //! VM's address goes through to the tap and is lost there, without an answer, so connections that a resumed VM will go on
 //! with are not reset. This does not need anybody to be alive.
 
-use super::names::{self, GATEWAY, GATEWAY_MAC, GUEST, HOST, HOST_MAC, INNER, INNER_MAC, TAP};
 use super::Error;
+use super::names::{self, GATEWAY, GATEWAY_MAC, GUEST, HOST, HOST_MAC, INNER, INNER_MAC, TAP};
 use crate::sys::tap;
 use crate::vm::cmdline::GUEST_MAC;
 use nix::sched::{CloneFlags, setns};
@@ -23,7 +23,12 @@ fn path(index: u32) -> PathBuf {
 }
 
 /// Runs a tool with a text on stdin.
-fn tool(tool: &'static str, package: &'static str, args: &[&str], input: &str) -> Result<(), Error> {
+fn tool(
+    tool: &'static str,
+    package: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<(), Error> {
     let failed = |message: String| Error::Tool { tool, message };
     let mut child = Command::new(tool)
         .args(args)
@@ -57,7 +62,11 @@ fn ip(batch: &str) -> Result<(), Error> {
 
 /// The host's side.
 fn outside(index: u32) -> String {
-    let (ns, veth, address) = (names::namespace(index), names::outer(index), names::address(index));
+    let (ns, veth, address) = (
+        names::namespace(index),
+        names::outer(index),
+        names::address(index),
+    );
     format!(
         "netns add {ns}
 link add {veth} address {HOST_MAC} type veth peer name {INNER} address {INNER_MAC} netns {ns}
@@ -157,11 +166,25 @@ fn within<T>(index: u32, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Er
     result
 }
 
-/// Makes a VM's namespace and the way to it, in place of any that there is.
+/// Whether a VM's namespace is there, with everything in it. Only the number says what that is, so it is as good as new.
+fn is_complete(index: u32) -> bool {
+    let forwards = || {
+        let path = Path::new("/proc/sys/net/ipv4/ip_forward");
+        Ok(std::fs::read_to_string(path).is_ok_and(|t| t.trim() == "1"))
+    };
+    path(index).exists()
+        && nix::net::if_::if_nametoindex(names::outer(index).as_str()).is_ok()
+        && within(index, forwards).unwrap_or(false)
+}
+
+/// Makes a VM's namespace and the way to it. One that is there stays, with the connections of the VM that was.
 ///
 /// # Errors
 /// A tool's; then nothing is left of it.
 pub fn make(index: u32) -> Result<(), Error> {
+    if is_complete(index) {
+        return Ok(());
+    }
     remove(index)?;
     let result = ip(&outside(index)).and_then(|()| {
         // For packets between VMs. Set for this interface alone: the host need not be a router.

@@ -22,6 +22,8 @@ pub enum Role {
     New,
     /// It is told when something is so.
     Waits(WaitFor),
+    /// It is told how a snapshot goes.
+    Captures,
     /// It carries the console.
     Console,
     /// It carries a stream to the agent.

@@ -16,8 +16,13 @@ const LARGEST_LOG: u64 = 16 << 20;
 
 /// A stream socket pair: our end, which never waits, and main's.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
-    let (ours, mains) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-        .map_err(system("make a socket pair"))?;
+    let (ours, mains) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(system("make a socket pair"))?;
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(system("set up a socket pair"))?;
     Ok((ours, mains))
 }

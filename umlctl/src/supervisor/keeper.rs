@@ -50,12 +50,15 @@ pub struct Keeper {
     _channel: OwnedFd,
 }
 
-/// Forks a keeper and waits until main runs. The calling process must have one thread, and that thread must be the one that
+/// Forks a keeper and waits until main runs; `forked` is called in between, and may start threads. The calling process must have one thread, and that thread must be the one that
 /// stays: the keeper dies with it.
 ///
 /// # Errors
 /// Main could not be started. Then the keeper is gone.
-pub fn launch<S: Start>(plan: Plan<S>) -> Result<Keeper, Error> {
+pub fn launch<S: Start>(
+    plan: Plan<S>,
+    forked: impl FnOnce(Pid) -> Result<(), Error>,
+) -> Result<Keeper, Error> {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -73,7 +76,8 @@ pub fn launch<S: Start>(plan: Plan<S>) -> Result<Keeper, Error> {
         Fork::Parent(pid) => {
             drop((theirs, plan));
             let pid = Pid::from_raw(pid);
-            hear(&ours)
+            forked(pid)
+                .and_then(|()| hear(&ours))
                 .map(|(main, main_pid)| Keeper {
                     pid,
                     main,
@@ -113,7 +117,8 @@ fn hear(channel: &OwnedFd) -> Result<(OwnedFd, Pid), Error> {
     let length = received.bytes;
     match fds.pop() {
         Some(main) => {
-            let pid = pidfd_number(main.as_fd()).ok_or_else(|| Error::Start("it has ended at once".into()))?;
+            let pid = pidfd_number(main.as_fd())
+                .ok_or_else(|| Error::Start("it has ended at once".into()))?;
             Ok((main, pid))
         }
         None if length == 0 => Err(Error::Start("its keeper has ended".into())),
@@ -152,6 +157,7 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
     } = plan;
     let mut kept: Vec<RawFd> = fds.numbers().iter().map(|n| n.0).collect();
     kept.extend([channel.as_raw_fd(), lock]);
+    kept.extend(start.descriptors());
     kept.extend(netns.as_ref().map(AsRawFd::as_raw_fd));
     crate::sys::fd::close_except(&kept);
     let main = prepare(netns, private_bytes).and_then(|()| start.start(fds));
@@ -162,7 +168,11 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
     });
     let said = match &main {
         Ok((_, pidfd)) => say(channel, b"+", Some(pidfd.as_raw_fd())),
-        Err(message) => say(channel, &message.as_bytes()[..message.len().min(4000)], None),
+        Err(message) => say(
+            channel,
+            &message.as_bytes()[..message.len().min(4000)],
+            None,
+        ),
     };
     match (main, said) {
         (Ok((main, _)), Ok(())) => reap(main),
@@ -209,13 +219,21 @@ fn prepare(netns: Option<OwnedFd>, private_bytes: u64) -> Result<(), String> {
     SigSet::empty()
         .thread_set_mask()
         .map_err(say("cannot unblock signals"))?;
-    for signal in [Signal::SIGPIPE, Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [
+        Signal::SIGPIPE,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGTERM,
+    ] {
         default(signal).map_err(say("cannot reset signals"))?;
     }
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(say("cannot forbid core dumps"))?;
     match netns {
-        Some(ns) => setns(ns, CloneFlags::CLONE_NEWNET).map_err(say("cannot enter the network namespace"))?,
-        None => unshare(CloneFlags::CLONE_NEWNET).map_err(say("cannot make a network namespace"))?,
+        Some(ns) => setns(ns, CloneFlags::CLONE_NEWNET)
+            .map_err(say("cannot enter the network namespace"))?,
+        None => {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(say("cannot make a network namespace"))?
+        }
     }
     let none: Option<&str> = None;
     // Unmounts of the host are to arrive here, or a file system that it wants to take away would be kept busy. Ours do not
@@ -224,9 +242,16 @@ fn prepare(netns: Option<OwnedFd>, private_bytes: u64) -> Result<(), String> {
         .map_err(say("cannot detach the mounts"))?;
     // Memory of the guest: not on a disk, not on a /dev/shm that may be small or noexec, and gone with the namespace.
     let options = format!("mode=0700,size={private_bytes}");
-    mount(Some("umlctl"), PRIVATE, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))
-        .map_err(say("cannot mount a tmpfs for the guest's memory"))?;
-    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).map_err(say("cannot mount /proc"))
+    mount(
+        Some("umlctl"),
+        PRIVATE,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some(options.as_str()),
+    )
+    .map_err(say("cannot mount a tmpfs for the guest's memory"))?;
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)
+        .map_err(say("cannot mount /proc"))
 }
 
 fn default(signal: Signal) -> Result<(), Errno> {

@@ -2,35 +2,37 @@
 
 use super::agent::Channel;
 use super::console::{Console, open_log};
-use super::keeper::{Plan, launch};
-use super::run::{Supervisor, block_signals};
+use super::keeper::{Keeper, Plan, launch};
+use super::run::{Reason, Supervisor, block_signals};
 use super::start::{Boot, MainFds};
 use super::{Error, system};
 use crate::net::netns;
+use crate::snapshots::memory;
+use crate::snapshots::resume::{Resume, give};
 use crate::sys::fd::inherited;
 use crate::vm::config::{Config, Net};
 use crate::vm::home::{Lock, Vm};
 use crate::vm::state::{Exit, Phase, State};
 use crate::vm::{cmdline, initrd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What the private file system may hold beside the guest's memory.
 const PRIVATE_EXTRA: u64 = 64 << 20;
 
-/// Starts a supervisor, and returns when the guest's kernel runs. The VM's lock goes over to it.
+/// Starts a supervisor, and returns when the guest's kernel runs: booted, or made of the snapshot in a directory. The VM's lock goes over to it.
 ///
 /// # Errors
 /// It could not start the VM, and has ended.
-pub fn spawn(vm: &Vm, lock: Lock) -> Result<(), Error> {
-    let io = |what, path: std::path::PathBuf| {
-        move |source| Error::Io { what, path, source }
-    };
+pub fn spawn(vm: &Vm, lock: Lock, resume: Option<&Path>) -> Result<(), Error> {
+    let io = |what, path: std::path::PathBuf| move |source| Error::Io { what, path, source };
     let (read, write) = std::io::pipe().map_err(system("make a pipe"))?;
     let log = open_log(vm.supervisor_log())?;
     let program = std::env::current_exe().map_err(system("find this program's own file"))?;
@@ -46,6 +48,9 @@ pub fn spawn(vm: &Vm, lock: Lock) -> Result<(), Error> {
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(io("open", vm.supervisor_log()))?)
         .stderr(log);
+    if let Some(dir) = resume {
+        command.arg("--resume").arg(dir);
+    }
     crate::sys::fd::pass(&mut command, &[lock_fd, report_fd]);
     // Away from the caller's terminal and its signals.
     command.process_group(0);
@@ -72,14 +77,19 @@ pub fn spawn(vm: &Vm, lock: Lock) -> Result<(), Error> {
 ///
 /// # Errors
 /// It was not started by [`spawn`], or could not start the VM; whoever called `spawn` is told.
-pub fn supervise(vm: &Vm, lock: RawFd, report: RawFd) -> Result<Exit, Error> {
+pub fn supervise(
+    vm: &Vm,
+    lock: RawFd,
+    report: RawFd,
+    resume: Option<&Path>,
+) -> Result<Exit, Error> {
     let lock = inherited(lock).ok_or(Error::ByHand)?;
     let mut report = File::from(inherited(report).ok_or(Error::ByHand)?);
     let lock = Lock::take(File::from(lock))
         .map_err(system("take the lock"))?
         .ok_or(Error::ByHand)?;
     let _ = nix::unistd::setsid();
-    match begin(vm, &lock) {
+    match begin(vm, &lock, resume) {
         Ok(supervisor) => {
             supervisor.save();
             let _ = report.write_all(b"ok 1\n");
@@ -99,28 +109,29 @@ pub fn supervise(vm: &Vm, lock: RawFd, report: RawFd) -> Result<Exit, Error> {
 }
 
 /// Everything up to a running main. One thread, from beginning to end: see [`launch`].
-fn begin(vm: &Vm, lock: &Lock) -> Result<Supervisor, Error> {
+fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Error> {
     let config = vm.config()?;
     let mut state = State::new(Phase::Starting);
     state.supervisor = Some(std::process::id().cast_signed());
     state.save(&vm.state_path())?;
-    crate::sys::signal::set(nix::sys::signal::Signal::SIGHUP, nix::sys::signal::SigHandler::SigIgn)
-        .map_err(system("ignore a signal"))?;
+    crate::sys::signal::set(
+        nix::sys::signal::Signal::SIGHUP,
+        nix::sys::signal::SigHandler::SigIgn,
+    )
+    .map_err(system("ignore a signal"))?;
     let signals = block_signals()?;
     let listener = listen(vm)?;
     let (tap, netns) = connect(&config)?;
-    initrd::write(&vm.initrd())?;
     let kernel_log = vm.kernel_log();
-    // That of the last time is of no use beside this one.
-    let _ = std::fs::remove_file(&kernel_log);
+    if resume.is_none() {
+        initrd::write(&vm.initrd())?;
+        // That of the last time is of no use beside this one.
+        let _ = std::fs::remove_file(&kernel_log);
+    }
     let (console, console_end) = Console::new(vm)?;
     let (agent, agent_end) = Channel::new()?;
-    let arguments = cmdline::arguments(&config, vm)?;
-    let start = Boot::new(&config.kernel, &arguments)
-        .map_err(|_| Error::Start("a zero in its arguments".into()))?;
     private_place()?;
-    let keeper = launch(Plan {
-        start,
+    let base = Base {
         fds: MainFds {
             console: console_end,
             kernel_log: OwnedFd::from(open_log(kernel_log)?),
@@ -130,8 +141,13 @@ fn begin(vm: &Vm, lock: &Lock) -> Result<Supervisor, Error> {
         netns,
         private_bytes: config.mem_bytes + PRIVATE_EXTRA,
         lock: lock.file().as_raw_fd(),
-    })?;
-    Ok(Supervisor::new(
+    };
+    let reason = Reason::default();
+    let keeper = match resume {
+        None => boot(vm, &config, base)?,
+        Some(dir) => rebuild(vm, dir, base, &reason)?,
+    };
+    let mut supervisor = Supervisor::new(
         vm.clone(),
         state,
         keeper,
@@ -139,7 +155,74 @@ fn begin(vm: &Vm, lock: &Lock) -> Result<Supervisor, Error> {
         agent,
         listener,
         signals,
-    ))
+        reason,
+    );
+    if resume.is_some() {
+        supervisor.resumed();
+    }
+    Ok(supervisor)
+}
+
+/// What a keeper is given, however main comes to be.
+struct Base {
+    fds: MainFds,
+    netns: Option<OwnedFd>,
+    private_bytes: u64,
+    lock: RawFd,
+}
+
+impl Base {
+    fn plan<S>(self, start: S) -> Plan<S> {
+        Plan {
+            start,
+            fds: self.fds,
+            netns: self.netns,
+            private_bytes: self.private_bytes,
+            lock: self.lock,
+        }
+    }
+}
+
+fn boot(vm: &Vm, config: &Config, base: Base) -> Result<Keeper, Error> {
+    let arguments = cmdline::arguments(config, vm)?;
+    let start = Boot::new(&config.kernel, &arguments)
+        .map_err(|_| Error::Start("a zero in its arguments".into()))?;
+    launch(base.plan(start), |_| Ok(()))
+}
+
+/// The keeper is forked while there is one thread; then its memory is served by others, and the file handed over.
+fn rebuild(vm: &Vm, dir: &Path, base: Base, reason: &Reason) -> Result<Keeper, Error> {
+    let machine = snapshot::uml::manifest::load(dir).map_err(|e| start_error(&e))?;
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(system("make a socket pair"))?;
+    let start = Resume {
+        dir: dir.to_owned(),
+        machine: machine.clone(),
+        disk: vm.disk(),
+        channel: theirs,
+    };
+    launch(base.plan(start), |keeper| {
+        let reason = reason.clone();
+        let on_damage = Box::new(move |what: String| {
+            tracing::error!("{what}");
+            if let Ok(mut reason) = reason.lock() {
+                reason.get_or_insert(what);
+            }
+            let _ = nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL);
+        });
+        let file =
+            memory::serve(vm.dir(), dir, &machine, on_damage).map_err(|e| start_error(&e))?;
+        give(&ours, &file).map_err(system("hand over the machine's memory"))
+    })
+}
+
+fn start_error(e: &dyn std::error::Error) -> Error {
+    Error::Start(snapshot::resume::text(e))
 }
 
 /// The VM's network namespace, made anew, and the tap in it.

@@ -10,6 +10,7 @@
 //! The supervisor has one thread and one loop. `docs/vm.md` has the life of a VM and what a death at each step leaves.
 
 pub mod agent;
+pub mod capture;
 pub mod clients;
 pub mod console;
 pub mod keeper;

@@ -1,12 +1,14 @@
 //! The loop.
 
 use super::agent::{Channel, Owner, Said, allowed};
+use super::capture::{Capture, Event};
 use super::clients::{Client, MOST, Role};
 use super::console::Console;
 use super::keeper::Keeper;
 use super::queue::Got;
 use super::{Error, system};
 use crate::control::{Answer, Request, WaitFor};
+use crate::snapshots::take::{Job, Learned};
 use crate::vm::home::Vm;
 use crate::vm::state::{Exit, Phase, State};
 use nix::errno::Errno;
@@ -17,6 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use umlctl_agent::exec::{Exec, What};
 use umlctl_agent::wire::{Frame, Kind, VERSION};
@@ -33,8 +36,12 @@ enum Source {
     Listener,
     Console,
     Agent,
+    Capture,
     Client(u32),
 }
+
+/// Why it has ended, where that is known.
+pub type Reason = Arc<Mutex<Option<String>>>;
 
 /// All there is of a running VM.
 #[derive(Debug)]
@@ -50,6 +57,9 @@ pub struct Supervisor {
     last: u32,
     kill_at: Option<Instant>,
     started: Instant,
+    reason: Reason,
+    capture: Option<Capture>,
+    learned: Arc<Mutex<Learned>>,
 }
 
 /// Blocks the signals that the loop reads instead.
@@ -76,6 +86,7 @@ impl Supervisor {
         agent: Channel,
         listener: UnixListener,
         signals: SignalFd,
+        reason: Reason,
     ) -> Self {
         state.phase = Phase::Booting;
         state.keeper = Some(keeper.pid.as_raw());
@@ -96,7 +107,33 @@ impl Supervisor {
             last: 0,
             kill_at: None,
             started: Instant::now(),
+            reason,
+            capture: None,
+            learned: Arc::default(),
         }
+    }
+
+    /// The VM was made of a snapshot: its agent is there, with streams that are nobody's, a clock that may be wrong, and
+    /// random numbers that a twin has, too.
+    pub fn resumed(&mut self) {
+        self.state.phase = Phase::Running;
+        self.agent.send(&Frame::new(Kind::ResetAll, 0, vec![]));
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut time = now.as_secs().to_le_bytes().to_vec();
+        time.extend(now.subsec_nanos().to_le_bytes());
+        let stream = self.agent.begin(Owner::Own);
+        self.agent.send(&Frame::new(Kind::TimeSet, stream, time));
+        let mut seed = vec![0; 64];
+        if std::fs::File::open("/dev/urandom")
+            .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut seed))
+            .is_ok()
+        {
+            let stream = self.agent.begin(Owner::Own);
+            self.agent.send(&Frame::new(Kind::Reseed, stream, seed));
+        }
+        self.flush();
     }
 
     /// Writes the state. A full disk must not end the VM.
@@ -144,6 +181,9 @@ impl Supervisor {
             let events = read | when(self.agent.wants_to_write(), write);
             sources.push((Source::Agent, fd, events));
         }
+        if let Some(capture) = &self.capture {
+            sources.push((Source::Capture, capture.fd(), read));
+        }
         for (number, client) in &self.clients {
             let wanted = match client.role {
                 _ if client.closing => false,
@@ -164,9 +204,14 @@ impl Supervisor {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(system("wait for events")(e)),
         }
-        let got = fds.iter().map(|f| f.revents().unwrap_or(PollFlags::empty()));
+        let got = fds
+            .iter()
+            .map(|f| f.revents().unwrap_or(PollFlags::empty()));
         let got = sources.iter().zip(got);
-        Ok(got.filter(|(_, r)| !r.is_empty()).map(|(s, r)| (s.0, r)).collect())
+        Ok(got
+            .filter(|(_, r)| !r.is_empty())
+            .map(|(s, r)| (s.0, r))
+            .collect())
     }
 
     fn handle(&mut self, source: Source, events: PollFlags) {
@@ -176,6 +221,7 @@ impl Supervisor {
             Source::Listener => self.accept(),
             Source::Console if read => self.console_output(),
             Source::Agent if read => self.agent_output(),
+            Source::Capture if read => self.captured(false),
             Source::Client(n) if read => self.client_input(n),
             _ => {}
         }
@@ -276,7 +322,7 @@ impl Supervisor {
                 Err(e) => client.refuse(e.to_string()),
             },
             // Nothing is to come.
-            Role::Waits(_) => self.leave(number),
+            Role::Waits(_) | Role::Captures => self.leave(number),
             Role::Console => self.console.input.push(&bytes),
             Role::Stream { .. } => self.stream_input(number, &bytes),
         }
@@ -350,6 +396,70 @@ impl Supervisor {
                 client.role = Role::Waits(WaitFor::End);
                 self.kill();
             }
+            Request::Snapshot {
+                name,
+                kill,
+                stop_and_copy,
+                durable,
+            } => {
+                let job = Job {
+                    vm: self.vm.clone(),
+                    main: self.keeper.main_pid,
+                    keeper: self.keeper.pid,
+                    name,
+                    kill,
+                    stop_and_copy,
+                    durable,
+                };
+                self.begin_capture(number, job);
+            }
+        }
+    }
+
+    fn begin_capture(&mut self, number: u32, job: Job) {
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
+        if self.capture.is_some() {
+            return client
+                .refuse("a snapshot of this VM is being taken already: wait for it to end");
+        }
+        match Capture::start(job, Arc::clone(&self.learned), number) {
+            Ok(capture) => {
+                client.role = Role::Captures;
+                self.capture = Some(capture);
+            }
+            Err(e) => client.refuse(format!("{:#}", anyhow::Error::from(e))),
+        }
+    }
+
+    /// Tells the client how its snapshot goes. Whether that is still there does not matter for the snapshot.
+    fn captured(&mut self, block: bool) {
+        let Some(capture) = &mut self.capture else {
+            return;
+        };
+        let number = capture.client;
+        while let Some(event) = capture.next(block) {
+            let Some(client) = self.clients.get_mut(&number) else {
+                continue;
+            };
+            match event {
+                Event::Fixed(figures) => client.answer(&Answer::Snapshot {
+                    figures,
+                    saved: false,
+                }),
+                Event::Saved(figures) => {
+                    client.answer(&Answer::Snapshot {
+                        figures,
+                        saved: true,
+                    });
+                    client.role = Role::New;
+                }
+                Event::Failed(why) => client.refuse(why),
+            }
+        }
+        if capture.over() {
+            self.capture = None;
         }
     }
 
@@ -404,6 +514,8 @@ impl Supervisor {
 
     /// Writes down how it ended, tells those who wait, and lets the others have what is theirs.
     fn finish(&mut self, exit: Exit) {
+        // What a capture has read it still has to save.
+        self.captured(true);
         while self.console.fd().is_some() {
             let before = self.console.fd().is_some();
             match self.console.take() {
@@ -421,6 +533,7 @@ impl Supervisor {
         let _ = std::fs::remove_file(self.vm.initrd());
         self.state.phase = Phase::Ended;
         self.state.exit = Some(exit);
+        self.state.reason = self.reason.lock().ok().and_then(|mut r| r.take());
         self.state.keeper = None;
         self.state.main = None;
         self.save();

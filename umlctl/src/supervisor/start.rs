@@ -45,6 +45,11 @@ impl MainFds {
 /// namespaces, with /proc mounted and the private file system at [`crate::vm::cmdline::PRIVATE`]. Main must be a child of the
 /// keeper when it returns; the keeper reaps it, and when it ends, ends everything.
 pub trait Start {
+    /// Descriptors that it needs in the keeper beside main's.
+    fn descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
     /// Makes main, and returns its number in the keeper's namespace.
     ///
     /// # Errors

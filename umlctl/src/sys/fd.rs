@@ -10,7 +10,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 ///
 /// # Errors
 /// The kernel's, for instance EMFILE.
-pub fn arrange(wanted: &[(RawFd, RawFd)], report: Option<&OwnedFd>) -> Result<Option<RawFd>, Errno> {
+pub fn arrange(
+    wanted: &[(RawFd, RawFd)],
+    report: Option<&OwnedFd>,
+) -> Result<Option<RawFd>, Errno> {
     let top = wanted.iter().map(|w| w.1).max().unwrap_or(-1) + 1;
     // First out of the way of all numbers that are wanted, so that none is overwritten before it was moved.
     let away = |fd: RawFd| {

@@ -18,7 +18,10 @@ mod raw {
 /// # Errors
 /// There is no /dev/net/tun, the name is taken by something else, or somebody has it open.
 pub fn open(name: &str) -> io::Result<OwnedFd> {
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
     if name.len() >= libc::IFNAMSIZ {
         return Err(Errno::ENAMETOOLONG.into());
     }

@@ -39,8 +39,9 @@ const OURS: [(&str, &str); 13] = [
 pub fn check_path(path: &Path) -> Result<&str, Error> {
     path.to_str()
         .filter(|p| {
-            p.chars()
-                .all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, ',' | ':' | '"' | '\'' | '\\'))
+            p.chars().all(|c| {
+                !c.is_whitespace() && !c.is_control() && !matches!(c, ',' | ':' | '"' | '\'' | '\\')
+            })
         })
         .ok_or_else(|| Error::Path(path.to_owned()))
 }

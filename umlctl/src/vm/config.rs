@@ -100,7 +100,18 @@ mod tests {
         assert_eq!(memory("128M").unwrap(), 128 << 20);
         assert_eq!(memory("1g").unwrap(), 1 << 30);
         assert_eq!(memory("134217728").unwrap(), 128 << 20);
-        for bad in ["", "M", "-1M", "+64M", "1.5G", "16M", "1T", "100G", "33554433", "99999999999999999999G"] {
+        for bad in [
+            "",
+            "M",
+            "-1M",
+            "+64M",
+            "1.5G",
+            "16M",
+            "1T",
+            "100G",
+            "33554433",
+            "99999999999999999999G",
+        ] {
             assert!(memory(bad).is_err(), "{bad}");
         }
     }

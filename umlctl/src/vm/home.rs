@@ -213,7 +213,11 @@ impl Vm {
     /// Whether somebody has the lock.
     #[must_use]
     pub fn locked(&self) -> bool {
-        let Ok(file) = File::options().read(true).write(true).open(self.lock_path()) else {
+        let Ok(file) = File::options()
+            .read(true)
+            .write(true)
+            .open(self.lock_path())
+        else {
             return false;
         };
         let mut lock = whole();

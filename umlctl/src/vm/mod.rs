@@ -46,7 +46,9 @@ pub enum Error {
     )]
     Path(PathBuf),
     /// the kernel's command line is too long
-    #[error("the kernel's command line has {0} bytes, and {1} are allowed: use shorter paths or fewer --append arguments")]
+    #[error(
+        "the kernel's command line has {0} bytes, and {1} are allowed: use shorter paths or fewer --append arguments"
+    )]
     CommandLine(usize, usize),
     /// an argument for the kernel that umlctl itself gives
     #[error("--append {0}: umlctl itself sets this argument; {1}")]
@@ -63,7 +65,9 @@ pub enum Error {
         why: String,
     },
     /// a file was written by a newer umlctl
-    #[error("{path} has version {found}, and this umlctl knows {known}: use the umlctl that made it")]
+    #[error(
+        "{path} has version {found}, and this umlctl knows {known}: use the umlctl that made it"
+    )]
     Newer {
         /// Which.
         path: PathBuf,
@@ -85,7 +89,10 @@ pub enum Error {
 }
 
 /// For `map_err`: an I/O error with its path.
-pub(crate) fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {
+pub(crate) fn io<'a>(
+    what: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(std::io::Error) -> Error + 'a {
     move |source| Error::Io {
         what,
         path: path.to_owned(),

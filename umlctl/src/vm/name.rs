@@ -65,7 +65,19 @@ mod tests {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
         for bad in [
-            "", ".", "..", "-a", "_a", ".a", "a/b", "../a", "a b", "a\n", "a\0", "ä", &"x".repeat(64),
+            "",
+            ".",
+            "..",
+            "-a",
+            "_a",
+            ".a",
+            "a/b",
+            "../a",
+            "a b",
+            "a\n",
+            "a\0",
+            "ä",
+            &"x".repeat(64),
         ] {
             assert!(bad.parse::<Name>().is_err(), "{bad:?}");
         }

@@ -46,7 +46,10 @@ impl Phase {
     /// Whether there are processes of it.
     #[must_use]
     pub fn alive(self) -> bool {
-        matches!(self, Self::Starting | Self::Booting | Self::Running | Self::Stopping)
+        matches!(
+            self,
+            Self::Starting | Self::Booting | Self::Running | Self::Stopping
+        )
     }
 }
 
@@ -90,6 +93,9 @@ pub struct State {
     pub boot_us: Option<u64>,
     /// How it has ended.
     pub exit: Option<Exit>,
+    /// Why, where umlctl itself has ended it.
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 impl State {
@@ -105,6 +111,7 @@ impl State {
             started_us: None,
             boot_us: None,
             exit: None,
+            reason: None,
         }
     }
 

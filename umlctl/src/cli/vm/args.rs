@@ -20,7 +20,12 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = Net::Nat, requires = "image")]
     pub net: Net,
     /// Arguments for the kernel, and after a `--` for its init
-    #[arg(long, value_name = "KERNEL-ARGS", allow_hyphen_values = true, requires = "image")]
+    #[arg(
+        long,
+        value_name = "KERNEL-ARGS",
+        allow_hyphen_values = true,
+        requires = "image"
+    )]
     pub append: Vec<String>,
     /// The kernel: a linux.uml. Else $UMLCTL_LINUX, or the one in PATH
     #[arg(long, requires = "image")]
@@ -125,4 +130,7 @@ pub struct Supervise {
     /// Where success or failure is written
     #[arg(long)]
     pub report_fd: i32,
+    /// The directory of the snapshot that it is made of
+    #[arg(long)]
+    pub resume: Option<PathBuf>,
 }

@@ -48,7 +48,10 @@ pub fn run_attached(vm: &Vm) -> Result<u8> {
     };
     match left {
         Left::Wish => {
-            eprintln!("umlctl: {0} runs on; `umlctl console {0}` comes back to it", vm.name());
+            eprintln!(
+                "umlctl: {0} runs on; `umlctl console {0}` comes back to it",
+                vm.name()
+            );
             return Ok(0);
         }
         Left::Signal => drop(super::ask_until_end(vm, &Request::Stop { timeout_s: 10 })),
@@ -68,7 +71,8 @@ fn attach(mut socket: UnixStream, rest: &[u8]) -> Result<Left> {
         set.add(s);
     }
     set.thread_block().context("cannot block signals")?;
-    let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("cannot make a signalfd")?;
+    let signals =
+        SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("cannot make a signalfd")?;
     let _raw = if terminal { Some(Raw::enter()?) } else { None };
     if show(rest)? {
         return Ok(Left::Wish);
@@ -98,7 +102,9 @@ fn attach(mut socket: UnixStream, rest: &[u8]) -> Result<Left> {
                 Ok(0) => return Ok(Left::End),
                 Ok(n) if show(&bytes[..n])? => return Ok(Left::Wish),
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(Left::End),
-                Err(e) if e.kind() != ErrorKind::Interrupted => return Err(e).context("the console"),
+                Err(e) if e.kind() != ErrorKind::Interrupted => {
+                    return Err(e).context("the console");
+                }
                 _ => {}
             }
         }

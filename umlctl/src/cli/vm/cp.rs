@@ -19,7 +19,9 @@ enum Place<'a> {
 /// NAME:PATH is in a VM. A path with a slash before its first colon is here, so ./a:b is.
 fn place(text: &str) -> Place<'_> {
     match text.split_once(':') {
-        Some((name, path)) if name.parse::<Name>().is_ok() && !path.is_empty() => Place::There(name, path),
+        Some((name, path)) if name.parse::<Name>().is_ok() && !path.is_empty() => {
+            Place::There(name, path)
+        }
         _ => Place::Here(Path::new(text)),
     }
 }
@@ -36,7 +38,9 @@ pub fn run(a: &Cp, json: bool) -> Result<u8> {
             std::fs::metadata(from).with_context(|| format!("cannot read {}", from.display()))?;
             copy::push(&mut begin(name, What::Receive, path)?, from)?
         }
-        (Place::There(name, path), Place::Here(to)) => copy::fetch(&mut begin(name, What::Send, path)?, to)?.1,
+        (Place::There(name, path), Place::Here(to)) => {
+            copy::fetch(&mut begin(name, What::Send, path)?, to)?.1
+        }
         (Place::Here(_), Place::Here(_)) => {
             anyhow::bail!("neither is in a VM: write one of them as NAME:PATH");
         }

@@ -29,7 +29,11 @@ fn end(name: &str, request: &Request, json: bool) -> Result<u8> {
 pub fn gone(vm: &Vm) -> Result<()> {
     let begin = Instant::now();
     while vm.locked() {
-        anyhow::ensure!(begin.elapsed() < LAST, "the supervisor of {} does not end", vm.name());
+        anyhow::ensure!(
+            begin.elapsed() < LAST,
+            "the supervisor of {} does not end",
+            vm.name()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -3,8 +3,8 @@
 use super::args::Exec;
 use super::raw::Raw;
 use super::{connect, find};
-use crate::agent::exec::{Outcome, run as stream};
 use crate::agent::Session;
+use crate::agent::exec::{Outcome, run as stream};
 use crate::sys::terminal;
 use anyhow::{Result, bail};
 use std::os::unix::ffi::OsStringExt;
@@ -17,7 +17,8 @@ const LEFT: u8 = 128 + 2;
 /// Runs a program in the guest, and ends as it ends.
 pub fn run(a: &Exec) -> Result<u8> {
     let vm = find(&a.name)?;
-    let bytes = |list: &[std::ffi::OsString]| list.iter().cloned().map(OsStringExt::into_vec).collect();
+    let bytes =
+        |list: &[std::ffi::OsString]| list.iter().cloned().map(OsStringExt::into_vec).collect();
     let mut wanted = Wanted::new(What::Command, bytes(&a.command));
     for e in &a.env {
         if !e.contains('=') {
@@ -26,7 +27,10 @@ pub fn run(a: &Exec) -> Result<u8> {
         wanted.environment.push(e.clone().into_bytes());
     }
     if a.tty {
-        let (Some(size), true) = (terminal::size(std::io::stdout()), std::io::IsTerminal::is_terminal(&std::io::stdin())) else {
+        let (Some(size), true) = (
+            terminal::size(std::io::stdout()),
+            std::io::IsTerminal::is_terminal(&std::io::stdin()),
+        ) else {
             bail!("--tty needs a terminal, and standard input or output is none");
         };
         wanted.terminal = Some(size);
@@ -47,4 +51,3 @@ pub fn run(a: &Exec) -> Result<u8> {
         }
     })
 }
-

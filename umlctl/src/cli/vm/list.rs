@@ -32,6 +32,7 @@ pub fn value(vm: &Vm) -> Result<Value> {
         "started_us": state.started_us,
         "boot_us": state.boot_us,
         "exit": state.exit,
+        "reason": state.reason,
         "exit_code": state.exit.map(crate::vm::state::Exit::code),
     }))
 }
@@ -62,6 +63,7 @@ pub fn info(a: &One, json: bool) -> Result<u8> {
         ("main", text("main")),
         ("boot", boot),
         ("exit code", text("exit_code")),
+        ("reason", text("reason")),
     ];
     for (name, value) in rows {
         println!("{name:<11} {value}");
@@ -78,7 +80,10 @@ pub fn list(a: &List, json: bool) -> Result<u8> {
         some => some.iter().map(String::as_str).collect(),
     };
     if let Some(unknown) = columns.iter().find(|c| !COLUMNS.contains(c)) {
-        bail!("there is no column {unknown}; there are {}", COLUMNS.join(", "));
+        bail!(
+            "there is no column {unknown}; there are {}",
+            COLUMNS.join(", ")
+        );
     }
     let mut values = Vec::new();
     let mut failed = 0;
@@ -98,7 +103,11 @@ pub fn list(a: &List, json: bool) -> Result<u8> {
     } else {
         table(&columns, &values, a.no_headers);
     }
-    Ok(if failed == 0 { 0 } else { crate::cli::code::PARTIAL })
+    Ok(if failed == 0 {
+        0
+    } else {
+        crate::cli::code::PARTIAL
+    })
 }
 
 fn table(columns: &[&str], values: &[Value], no_headers: bool) {
@@ -110,11 +119,25 @@ fn table(columns: &[&str], values: &[Value], no_headers: bool) {
     if !no_headers {
         rows.push(columns.iter().map(|c| c.to_uppercase()).collect());
     }
-    rows.extend(values.iter().map(|v| columns.iter().map(|c| cell(v, c)).collect()));
+    rows.extend(
+        values
+            .iter()
+            .map(|v| columns.iter().map(|c| cell(v, c)).collect()),
+    );
+    aligned(&rows);
+}
+
+/// Prints rows of one length, aligned.
+pub fn aligned(rows: &[Vec<String>]) {
+    let columns = rows.first().map_or(0, Vec::len);
     let width = |i: usize| rows.iter().map(|r| r[i].len()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    for row in &rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in rows {
+        let line: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(c, w)| format!("{c:<w$}"))
+            .collect();
         println!("{}", line.join("  ").trim_end());
     }
 }

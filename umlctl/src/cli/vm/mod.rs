@@ -9,6 +9,7 @@ pub mod list;
 pub mod logs;
 mod raw;
 pub mod run;
+pub mod snapshot;
 
 use crate::control::Request;
 use crate::control::client::Client;

@@ -35,7 +35,10 @@ pub fn run(a: &Run, json: bool) -> Result<u8> {
         )
         .with_context(|| format!("{name} did not come up; `umlctl logs {name}` may say why"))?;
         if state.phase != Phase::Running {
-            bail!("{name} has {} before it was up; `umlctl logs {name}` may say why", state.phase.word());
+            bail!(
+                "{name} has {} before it was up; `umlctl logs {name}` may say why",
+                state.phase.word()
+            );
         }
     }
     if json {
@@ -50,7 +53,9 @@ pub fn run(a: &Run, json: bool) -> Result<u8> {
 fn create(home: &Home, name: &Name, image: &Path, a: &Run) -> Result<Vm> {
     // All that can be wrong is looked at before anything is made.
     disk::check_image(image)?;
-    let image = image.canonicalize().with_context(|| format!("cannot find {}", image.display()))?;
+    let image = image
+        .canonicalize()
+        .with_context(|| format!("cannot find {}", image.display()))?;
     let mut config = Config {
         version: config::VERSION,
         name: name.clone(),
@@ -61,7 +66,9 @@ fn create(home: &Home, name: &Name, image: &Path, a: &Run) -> Result<Vm> {
         kernel: kernel(a.kernel.as_deref())?,
         append: cmdline::split_append(&a.append)?,
         raid6: a.raid6,
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
     };
     cmdline::arguments(&config, &home.place(name))?;
     anyhow::ensure!(
@@ -69,7 +76,7 @@ fn create(home: &Home, name: &Name, image: &Path, a: &Run) -> Result<Vm> {
         "a VM needs a pid and a network namespace, which only root may make: run this as root"
     );
     let (vm, lock) = home.create(name)?;
-    let made = prepare(&vm, &mut config).and_then(|()| Ok(launch::spawn(&vm, lock)?));
+    let made = prepare(&vm, &mut config).and_then(|()| Ok(launch::spawn(&vm, lock, None)?));
     if let Err(e) = made {
         super::end::remove(&vm).context("cannot clean up")?;
         return Err(e);
@@ -106,7 +113,7 @@ fn again(home: &Home, name: &Name) -> Result<Vm> {
             config.save(&vm.config_path())?;
         }
     }
-    launch::spawn(&vm, lock)?;
+    launch::spawn(&vm, lock, None)?;
     Ok(vm)
 }
 
@@ -133,6 +140,6 @@ fn search(program: &str) -> Option<PathBuf> {
 
 /// The process behind a VM.
 pub fn supervise(a: &Supervise) -> Result<u8> {
-    let exit = launch::supervise(&find(&a.name)?, a.lock_fd, a.report_fd)?;
+    let exit = launch::supervise(&find(&a.name)?, a.lock_fd, a.report_fd, a.resume.as_deref())?;
     Ok(exit.code())
 }
