@@ -9,6 +9,7 @@ pub mod fault;
 pub mod fs;
 pub mod fuse;
 pub mod history;
+pub mod image;
 pub mod mount;
 mod mountinfo;
 pub mod names;

@@ -11,3 +11,4 @@ pub mod proc;
 pub mod resume;
 pub mod sys;
 pub mod target;
+pub mod uml;

@@ -206,6 +206,9 @@ pub enum Command {
     },
     /// Stop, checkpoint, upgrade, start and check a service; roll back by itself if that fails
     Upgrade(UpgradeArgs),
+    /// Base images and COW files of User Mode Linux guests
+    #[command(subcommand)]
+    Image(super::image::ImageCommand),
     /// Show what cowfs needs of this machine, and what is missing
     Doctor {
         /// A store to look at as well

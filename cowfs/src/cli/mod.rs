@@ -5,6 +5,7 @@ mod daemon;
 mod doctor;
 mod history;
 mod history_args;
+pub mod image;
 mod locate;
 mod output;
 mod sys;
@@ -95,6 +96,7 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
         Command::History(h) => history::run(cli, h),
         Command::Gc { target, wait } => history::gc(cli, target.as_deref(), *wait),
         Command::Upgrade(a) => upgrade::run(cli, a),
+        Command::Image(c) => image::run(cli, c),
         Command::Doctor { store } => doctor::run(cli, store.as_deref()),
         Command::Completions { shell } => {
             let mut cmd = Cli::command();

@@ -60,7 +60,7 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 /// An aligned table.
-fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
+pub(super) fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
     let mut width: Vec<usize> =
         headers.map_or(vec![0; columns], |h| h.iter().map(|s| s.len()).collect());

@@ -62,18 +62,23 @@ pub(super) fn restore(
         let flags = file.flags & (libc::O_NONBLOCK | libc::O_APPEND) | libc::O_NOCTTY;
         let mode = file.flags & libc::O_ACCMODE;
         let (read, write) = (mode != libc::O_WRONLY, mode != libc::O_RDONLY);
-        if let Ok(own) = OpenOptions::new()
-            .read(read)
-            .write(write)
-            .custom_flags(flags)
-            .open(magic)
+        if may_be_reopened(given.as_fd())
+            && let Ok(own) = OpenOptions::new()
+                .read(read)
+                .write(write)
+                .custom_flags(flags)
+                .open(magic)
         {
             return Ok(own.into());
         }
-        return given
+        let own = given
             .as_fd()
             .try_clone_to_owned()
-            .map_err(Error::restore(at, "duplicate an inherited descriptor"));
+            .map_err(Error::restore(at, "duplicate an inherited descriptor"))?;
+        let flags = file.flags & (libc::O_NONBLOCK | libc::O_APPEND);
+        crate::sys::descriptor::fcntl(own.as_fd(), libc::F_SETFL, flags)
+            .map_err(Error::restore(at, "set its flags"))?;
+        return Ok(own);
     }
     let (path, what) = match ctx.log {
         Some(log) if writes => (log, "open the log for its output; is its directory there?"),
@@ -91,4 +96,16 @@ pub(super) fn restore(
         .open(path)
         .map(Into::into)
         .map_err(Error::restore(at, what))
+}
+
+/// Files, pipes and terminals. Opening some devices anew (a tap) gives another one.
+fn may_be_reopened(fd: std::os::fd::BorrowedFd<'_>) -> bool {
+    let Ok(stat) = nix::sys::stat::fstat(fd) else {
+        return false;
+    };
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG | libc::S_IFIFO => true,
+        libc::S_IFCHR => nix::unistd::isatty(fd).unwrap_or(false),
+        _ => false,
+    }
 }

@@ -21,6 +21,7 @@ mod path;
 mod pidfd;
 mod pipe;
 mod regular;
+mod relocate;
 mod restore;
 mod scan;
 mod tcp;
@@ -31,6 +32,8 @@ pub use capture::{Capture, Frozen, Options};
 pub use error::{Error, Refusal};
 pub use install::{complete, install};
 pub use locks::{Lock, LockKind};
+pub use regular::Regular;
+pub use relocate::{paths, relocate};
 pub use restore::{Connections, Context, restore};
 pub use tcp::{Held, rescue_connections};
 

@@ -118,6 +118,9 @@ pub(super) fn classify(
     description: &Description,
     info: &Info,
 ) -> Result<Class, Refuse> {
+    if world.options.external.contains(&description.fd) {
+        return external::classify(world, description, "it is given anew");
+    }
     let kind = description.stat.file_type();
     let link = description.link.to_string_lossy().into_owned();
     if let Some(name) = link.strip_prefix("anon_inode:") {

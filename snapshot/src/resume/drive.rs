@@ -225,7 +225,7 @@ fn seen_as(root: i32, n: i32) -> Result<i32, Error> {
     Err(Error::Manifest("a thread was not made"))
 }
 
-fn expect(tid: i32, wanted: Report) -> Result<(), Error> {
+pub(crate) fn expect(tid: i32, wanted: Report) -> Result<(), Error> {
     match ptrace::wait(tid, true).map_err(sys("waiting for a thread"))? {
         Some((_, r)) if r == wanted => Ok(()),
         r => Err(Error::Child(tid, format!("it did not stop: {r:?}"))),
@@ -254,7 +254,7 @@ fn set_process(plan: &Plan<'_>, p: &Process, tids: &[i32]) -> Result<(), Error> 
 }
 
 /// The last calls are made from the vdso: after them nothing of ours is left.
-fn call(tid: i32, syscall: u64, nr: libc::c_long, args: [u64; 2]) -> Result<(), Error> {
+pub(crate) fn call(tid: i32, syscall: u64, nr: libc::c_long, args: [u64; 2]) -> Result<(), Error> {
     let mut regs = ptrace::regs(tid).map_err(sys("PTRACE_GETREGS"))?;
     regs.rip = syscall;
     regs.rax = nr as u64;
@@ -273,7 +273,7 @@ fn call(tid: i32, syscall: u64, nr: libc::c_long, args: [u64; 2]) -> Result<(), 
     Ok(())
 }
 
-fn set_thread(t: &Thread, tid: i32) -> Result<(), Error> {
+pub(crate) fn set_thread(t: &Thread, tid: i32) -> Result<(), Error> {
     let regs = ptrace::words_to_regs(&t.regs).ok_or(Error::Manifest("registers are missing"))?;
     ptrace::set_regs(tid, &restart(regs)).map_err(sys("PTRACE_SETREGS"))?;
     let state = base64::engine::general_purpose::STANDARD
@@ -286,7 +286,7 @@ fn set_thread(t: &Thread, tid: i32) -> Result<(), Error> {
 /// A call that was interrupted by the stop is made again: what the kernel would have done after a stop without a signal.
 /// For ERESTART_RESTARTBLOCK the kernel holds how much of a timeout is left, which a new process does not have: made
 /// again from its start.
-fn restart(mut regs: Regs) -> Regs {
+pub(crate) fn restart(mut regs: Regs) -> Regs {
     let result = regs.rax as i64;
     if (regs.orig_rax as i64) >= 0 && matches!(-result, 512 | 513 | 514 | 516) {
         regs.rax = regs.orig_rax;

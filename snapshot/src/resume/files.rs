@@ -106,10 +106,16 @@ pub fn complete(plan: &Plan<'_>, p: &Process) -> Result<(), String> {
 
 /// Record locks are lost whenever the process closes any descriptor of the file, as it has just done with those that it
 /// mapped files from: it takes them again.
-pub fn locks(script: &mut Script, table: TableId, m: &Manifest, p: &Process, twin: bool) {
+pub fn locks(
+    script: &mut Script,
+    table: TableId,
+    files: &[files::OpenFile],
+    p: &Process,
+    twin: bool,
+) {
     let mut seen = std::collections::HashSet::new();
     for fd in p.fds.iter().filter(|fd| seen.insert(fd.file)) {
-        let Some(file) = m.files.get(fd.file as usize) else {
+        let Some(file) = files.get(fd.file as usize) else {
             continue;
         };
         for lock in file

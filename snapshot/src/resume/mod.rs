@@ -1,19 +1,22 @@
 //! Making processes again from a snapshot: `docs/snapshot.md`, section 5.
 
-mod child;
+pub(crate) mod child;
 pub mod copies;
-mod drive;
-mod files;
-mod host;
+pub(crate) mod drive;
+pub(crate) mod files;
+pub(crate) mod host;
 pub mod image;
-mod memory;
-mod open;
+pub(crate) mod memory;
+pub(crate) mod open;
 mod pager;
 mod shared;
 pub mod source;
-mod state;
-mod table;
+pub(crate) mod state;
+pub(crate) mod table;
 pub mod template;
+
+pub(crate) use drive::restart;
+pub use files::text;
 
 use crate::image::manifest::{Manifest, Process};
 use crate::sys::scratch::Scratch;
@@ -125,7 +128,7 @@ pub struct Resumed {
 
 /// The tables of one process.
 #[derive(Debug)]
-struct Tables {
+pub(crate) struct Tables {
     pid: i32,
     leader: TableId,
     threads: Vec<TableId>,
@@ -133,7 +136,7 @@ struct Tables {
 
 /// Everything that is prepared before the first fork.
 #[derive(Debug)]
-struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     manifest: &'a Manifest,
     script: Script,
     tables: Vec<Tables>,
@@ -263,7 +266,7 @@ fn process(
     let leader = script.table();
     child::leave_rseq(script, leader);
     memory::exchange(script, leader, x, p, source)?;
-    files::locks(script, leader, manifest, p, options.twin);
+    files::locks(script, leader, &manifest.files, p, options.twin);
     let mut threads = Vec::new();
     for t in &p.threads[1..] {
         let table = script.table();

@@ -73,13 +73,13 @@ pub(super) fn bad(path: &Path, what: &str) -> Error {
     }
 }
 
-fn raise(h: &mut Helpers, fd: impl AsFd) -> Result<i32, Error> {
+pub(crate) fn raise(h: &mut Helpers, fd: impl AsFd) -> Result<i32, Error> {
     let fd = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(h.first)).map_err(sys("F_DUPFD"))?;
     h.own(fd);
     Ok(fd)
 }
 
-fn open_same(path: &Path, was: &FileIdentity, write: bool) -> Result<File, Error> {
+pub(crate) fn open_same(path: &Path, was: &FileIdentity, write: bool) -> Result<File, Error> {
     let file = OpenOptions::new().read(true).write(write).open(path);
     let file = file.map_err(|e| bad(path, &e.to_string()))?;
     let is = file.metadata().map_err(|e| bad(path, &e.to_string()))?;

@@ -14,6 +14,7 @@ pub mod log;
 pub mod mapfile;
 pub mod netdev;
 pub mod pagemap;
+pub mod perf;
 pub mod procmem;
 pub mod ptrace;
 pub mod remote;

@@ -31,7 +31,7 @@ pub struct Region {
 }
 
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct ScanArg {
     size: u64,
     flags: u64,
@@ -46,6 +46,9 @@ struct ScanArg {
     anyof: u64,
     returned: u64,
 }
+
+const WP_MATCHING: u64 = 1;
+const CHECK_WPASYNC: u64 = 2;
 
 mod raw {
     nix::ioctl_readwrite!(scan, b'f', 16, super::ScanArg);
@@ -68,6 +71,36 @@ impl Pagemap {
         end: u64,
         anyof: u64,
         not: u64,
+        found: impl FnMut(Region),
+    ) -> nix::Result<()> {
+        let arg = ScanArg {
+            inverted: not,
+            mask: not,
+            anyof,
+            returned: ZERO | HUGE | GUARD | FILE | PRESENT,
+            ..ScanArg::default()
+        };
+        self.walk((start, end), arg, found)
+    }
+
+    /// Calls `found` with the regions of `start..end` that were written since they were last protected, and protects
+    /// them again: each write is in the answer of this call or of the next one. All of the range must be registered with
+    /// a userfaultfd that has UFFD_FEATURE_WP_ASYNC.
+    pub fn take_written(&self, start: u64, end: u64, found: impl FnMut(Region)) -> nix::Result<()> {
+        // The kernel has a way for just this question that takes a tenth of the time (`pagemap_scan_pmd_entry`).
+        let arg = ScanArg {
+            flags: WP_MATCHING | CHECK_WPASYNC,
+            mask: WRITTEN,
+            returned: WRITTEN,
+            ..ScanArg::default()
+        };
+        self.walk((start, end), arg, found)
+    }
+
+    fn walk(
+        &self,
+        (start, end): (u64, u64),
+        question: ScanArg,
         mut found: impl FnMut(Region),
     ) -> nix::Result<()> {
         let mut regions = [Region::default(); 128];
@@ -79,11 +112,7 @@ impl Pagemap {
                 end,
                 vec: regions.as_mut_ptr() as u64,
                 vec_len: regions.len() as u64,
-                inverted: not,
-                mask: not,
-                anyof,
-                returned: ZERO | HUGE | GUARD | FILE | PRESENT,
-                ..ScanArg::default()
+                ..question
             };
             // SAFETY: `arg` has the layout of `struct pm_scan_arg`, and the kernel writes at most `vec_len` regions to
             // `regions`, which lives until after the call.

@@ -12,6 +12,7 @@ pub const NT_X86_XSTATE: i32 = 0x202;
 const PTRACE_PEEKSIGINFO: u32 = 0x4209;
 const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
+const PTRACE_GET_SYSCALL_INFO: u32 = 0x420e;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 
@@ -225,6 +226,39 @@ pub fn event_message(tid: i32) -> Result<u64, Errno> {
 /// Writes 8 bytes to any mapped address, also a read-only one (the page becomes the target's own).
 pub fn poke(tid: i32, addr: u64, word: u64) -> Result<(), Errno> {
     call(libc::PTRACE_POKEDATA, tid, addr as usize, word as usize).map(drop)
+}
+
+/// Where in a system call a thread has stopped (PTRACE_GET_SYSCALL_INFO, `include/uapi/linux/ptrace.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// At no call.
+    None,
+    /// Before it is made: its number and arguments.
+    Entry(i64, [u64; 6]),
+    /// After it was made: what it gave.
+    Exit(i64),
+}
+
+/// Where in a system call a stopped thread is.
+pub fn syscall_info(tid: i32) -> Result<Call, Errno> {
+    // op, arch, instruction and stack pointer, then the number and six arguments, or the result.
+    let mut info = [0u64; 11];
+    let size = size_of_val(&info);
+    call(
+        PTRACE_GET_SYSCALL_INFO,
+        tid,
+        size,
+        info.as_mut_ptr() as usize,
+    )?;
+    Ok(match info[0] & 0xff {
+        1 => {
+            let mut args = [0; 6];
+            args.copy_from_slice(&info[4..10]);
+            Call::Entry(info[3].cast_signed(), args)
+        }
+        2 => Call::Exit(info[3].cast_signed()),
+        _ => Call::None,
+    })
 }
 
 /// The next report of one thread (`tid`), or of any (`-1`); `None` if there is none and `block` is not set.

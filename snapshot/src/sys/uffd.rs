@@ -10,6 +10,10 @@ pub const MISSING: u64 = 1;
 /// Writes to protected pages are reported (a register mode).
 pub const WP: u64 = 2;
 
+/// Writes to protected pages are noted by the kernel, and make nobody wait (UFFD_FEATURE_WP_ASYNC); pages that are not
+/// there are protected too (WP_UNPOPULATED), in shared memory as well (WP_HUGETLBFS_SHMEM).
+pub const FEATURES_ASYNC: u64 = 1 << 15 | 1 << 13 | 1 << 12;
+
 const API: u64 = 0xAA;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const MESSAGE: usize = 32;

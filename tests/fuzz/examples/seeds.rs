@@ -1,7 +1,7 @@
 //! Writes a small corpus to begin with: one directory a target. Usage: seeds DIRECTORY
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cowfs::fs::{Inode, key};
 use cowfs::store::disk::Disk;
@@ -373,6 +373,11 @@ fn main() {
     {
         put("control", &i.to_string(), json.as_bytes());
     }
+    let base = cowfs::image::Header::new(Path::new("/b"), 4 << 20, 1);
+    let mut cow = base.expect("it fits").encode().to_vec();
+    cow.resize(8192, 0);
+    cow.extend([0x55; 1024]);
+    put("image", "whole", &cow);
     for (i, names) in ["latest\na\nb", "@{-1}\na\nab", "ab\na\nabc\nabd"]
         .iter()
         .enumerate()

@@ -23,17 +23,17 @@ impl Drop for Gone {
 }
 
 /// Makes twins of a running process.
-pub fn run(a: &Fork, json: bool) -> Result<u8> {
+pub fn run(a: &Fork, pid: i32, json: bool) -> Result<u8> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(DIRECTORY)
         .with_context(|| format!("cannot make {DIRECTORY}"))?;
-    let dir = Gone(Path::new(DIRECTORY).join(format!("{}-{}", a.pid, std::process::id())));
+    let dir = Gone(Path::new(DIRECTORY).join(format!("{}-{}", pid, std::process::id())));
     let options = run::Options {
         tree: a.tree,
         guardian: Some(std::env::current_exe().context("cannot find this program's own file")?),
-        ..run::Options::new(a.pid, &dir.0)
+        ..run::Options::new(pid, &dir.0)
     };
     let report = snapshot(&options)?;
     let manifest = store::load(&dir.0)?;
@@ -43,7 +43,7 @@ pub fn run(a: &Fork, json: bool) -> Result<u8> {
         withheld: resume::withheld(json),
         ..Options::default()
     };
-    let copies = resume::copies(&manifest, &source, &options, a.count)?;
+    let copies = resume::copies(&manifest, &source, &options, a.count.unwrap_or(1))?;
     if json {
         println!("{}", resume::list(&copies));
     } else {
@@ -52,7 +52,7 @@ pub fn run(a: &Fork, json: bool) -> Result<u8> {
             println!(
                 "process {} runs, a twin of {} as of {} ago; resumed in {}",
                 c.pid,
-                a.pid,
+                pid,
                 time(report.total_us),
                 time(us)
             );

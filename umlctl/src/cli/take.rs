@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use snapshot::capture::run::{After, Method, Options, Report, snapshot};
 
 /// Takes a snapshot and prints what it has cost.
-pub fn run(a: &Snapshot, json: bool) -> Result<u8> {
+pub fn run(a: &Snapshot, pid: i32, json: bool) -> Result<u8> {
     let after = match (a.leave_stopped, a.kill) {
         (true, _) => After::Stopped,
         (_, true) => After::Killed,
@@ -25,7 +25,7 @@ pub fn run(a: &Snapshot, json: bool) -> Result<u8> {
         guardian: Some(std::env::current_exe().context("cannot find this program's own file")?),
         external: a.external.clone(),
         close_outside: a.close_outside,
-        ..Options::new(a.pid, &a.dir)
+        ..Options::new(pid, std::path::Path::new(&a.first))
     };
     let report = snapshot(&options)?;
     if json {
@@ -35,11 +35,11 @@ pub fn run(a: &Snapshot, json: bool) -> Result<u8> {
             "saved {} of {} in {}: stood still for {}",
             bytes(report.bytes_saved),
             if report.processes == 1 {
-                format!("process {}", a.pid)
+                format!("process {}", pid)
             } else {
                 format!("{} processes", report.processes)
             },
-            a.dir.display(),
+            a.first,
             time(report.pause_us)
         );
         if a.print_stats {

@@ -1,0 +1,306 @@
+//! Bringing a machine to rest, and letting it go.
+//!
+//! The kernel process (main) is driven by PTRACE_SYSCALL to one of two points, at which every user process is in a
+//! ptrace stop that main has seen, and no register of theirs is needed any more: the entry of rt_sigsuspend (the guest is
+//! idle), or the end of the PTRACE_GETREGSET that follows a wait4 (a user process stopped, and `userspace()` of
+//! `arch/um/os-Linux/skas/process.c` has fetched all its registers). The helpers, which share main's memory and read
+//! and write the disk, can be stopped anywhere: their registers and main's memory are all there is to them.
+
+use super::{Error, traced};
+use crate::proc;
+use crate::sys::ptrace::{self, Call, Report};
+use crate::sys::remote;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+const REQUEST_CONT: u64 = 7;
+const REQUEST_GETREGS: u64 = 12;
+const REQUEST_SYSEMU: u64 = 31;
+const REQUEST_SYSEMU_STEP: u64 = 32;
+const REQUEST_GETREGSET: u64 = 0x4204;
+/// How long main may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A user process that ran when we attached is asked to stop after this time.
+const FIRST_KICK: Duration = Duration::from_micros(300);
+
+/// Where main is at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// Before rt_sigsuspend.
+    Idle,
+    /// After the registers of the user process that stopped were fetched.
+    User,
+}
+
+/// What of the sequence of calls that leads to [`Point::User`] has been seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Seen {
+    #[default]
+    Nothing,
+    /// wait4 told of a stop after which nothing more is asked of the user process.
+    Stopped,
+    /// Its general registers were fetched.
+    Registers,
+}
+
+/// A machine whose main process is attached.
+#[derive(Debug)]
+pub struct Attached {
+    /// Main.
+    pub main: i32,
+    helpers: Vec<i32>,
+    helpers_held: bool,
+    attached: bool,
+    /// Our numbers of the machine's processes, by theirs.
+    numbers: HashMap<i32, i32>,
+    /// The last request that lets a user process run.
+    last: Option<u64>,
+}
+
+impl Attached {
+    /// Attaches to main without stopping it.
+    pub fn new(main: i32) -> Result<Self, Error> {
+        ptrace::seize(main, libc::PTRACE_O_TRACESYSGOOD).map_err(traced(main, "PTRACE_SEIZE"))?;
+        Ok(Self {
+            main,
+            helpers: Vec::new(),
+            helpers_held: false,
+            attached: true,
+            numbers: HashMap::new(),
+            last: None,
+        })
+    }
+
+    /// Stops main at a [`Point`].
+    pub fn stop(&mut self) -> Result<Point, Error> {
+        let main = self.main;
+        let start = Instant::now();
+        let mut seen = Seen::Nothing;
+        let mut request = 0;
+        let mut status_at = 0;
+        let mut first = true;
+        self.last = None;
+        ptrace::interrupt(main).map_err(traced(main, "PTRACE_INTERRUPT"))?;
+        loop {
+            let report = self.next(start, &mut first)?;
+            let signal = match report {
+                Report::Ended(_) => {
+                    self.attached = false;
+                    return Err(Error::Ended(main));
+                }
+                Report::Signal(signal) => signal,
+                // A machine is no shell's job; whoever stopped it by hand must wait for us.
+                Report::Interrupted | Report::Event(_) | Report::JobStop(_) => 0,
+                Report::Syscall => {
+                    match ptrace::syscall_info(main)
+                        .map_err(traced(main, "PTRACE_GET_SYSCALL_INFO"))?
+                    {
+                        Call::Entry(nr, args) => {
+                            request = 0;
+                            match nr {
+                                libc::SYS_rt_sigsuspend => return Ok(Point::Idle),
+                                libc::SYS_wait4 => {
+                                    status_at = args[1];
+                                    seen = Seen::Nothing;
+                                    if matches!(
+                                        self.last,
+                                        Some(REQUEST_SYSEMU | REQUEST_SYSEMU_STEP)
+                                    ) {
+                                        self.kick(args[0] as i32);
+                                    }
+                                }
+                                libc::SYS_ptrace => {
+                                    request = args[0];
+                                    if matches!(
+                                        request,
+                                        REQUEST_CONT | REQUEST_SYSEMU | REQUEST_SYSEMU_STEP
+                                    ) {
+                                        self.last = Some(request);
+                                    }
+                                }
+                                _ => seen = Seen::Nothing,
+                            }
+                        }
+                        Call::Exit(result) => {
+                            if status_at != 0 {
+                                seen = self.waited(result, status_at)?;
+                                status_at = 0;
+                            } else if result == 0
+                                && request == REQUEST_GETREGS
+                                && seen == Seen::Stopped
+                            {
+                                seen = Seen::Registers;
+                            } else if result == 0
+                                && request == REQUEST_GETREGSET
+                                && seen == Seen::Registers
+                            {
+                                return Ok(Point::User);
+                            } else {
+                                seen = Seen::Nothing;
+                            }
+                        }
+                        Call::None => {}
+                    }
+                    0
+                }
+            };
+            ptrace::syscall(main, signal).map_err(traced(main, "PTRACE_SYSCALL"))?;
+        }
+    }
+
+    /// The next report of main. One that waits for a user process which runs is helped after a while.
+    fn next(&self, start: Instant, first: &mut bool) -> Result<Report, Error> {
+        let main = self.main;
+        let mut kick_at = FIRST_KICK;
+        let since = Instant::now();
+        loop {
+            if let Some((_, report)) = ptrace::wait(main, false).map_err(traced(main, "waiting"))? {
+                return Ok(report);
+            }
+            let waited = start.elapsed();
+            if waited > PATIENCE {
+                return Err(Error::Busy(PATIENCE.as_secs()));
+            }
+            if *first && waited > kick_at {
+                // What main waits for is not known before its first call is seen.
+                self.kick_running();
+                kick_at *= 8;
+            }
+            *first = *first && waited < Duration::from_millis(50);
+            std::thread::yield_now();
+            // Mostly the next call is microseconds away, and a sleep takes far longer than that.
+            if since.elapsed() > Duration::from_millis(2) {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
+
+    /// What a wait4 told. A stop by SIGSEGV and its like is not the end: main asks the user process for more.
+    fn waited(&self, result: i64, status_at: u64) -> Result<Seen, Error> {
+        if result <= 0 {
+            return Ok(Seen::Nothing);
+        }
+        let mut status = [0; 4];
+        remote::read(self.main, status_at, &mut status)
+            .map_err(|e| Error::Memory(self.main, status_at, e))?;
+        let status = i32::from_ne_bytes(status);
+        let plain = [
+            libc::SIGTRAP | 0x80,
+            libc::SIGALRM,
+            libc::SIGIO,
+            libc::SIGUSR1,
+        ];
+        if libc::WIFSTOPPED(status) && plain.contains(&libc::WSTOPSIG(status)) {
+            return Ok(Seen::Stopped);
+        }
+        Ok(Seen::Nothing)
+    }
+
+    /// Makes a user process stop, as the guest's timer does.
+    fn kick(&mut self, number: i32) {
+        if !self.numbers.contains_key(&number) {
+            self.learn_numbers();
+        }
+        if let Some(&pid) = self.numbers.get(&number) {
+            kick(pid);
+        }
+    }
+
+    /// Only those that main traces: one that has just been made is not traced yet, would take the signal by main's
+    /// handler, which it has not, and die.
+    fn kick_running(&self) {
+        for pid in proc::children(self.main).unwrap_or_default() {
+            let runs = proc::stat(pid).is_ok_and(|s| s.state == 'R');
+            if runs && proc::status(pid).is_ok_and(|s| s.tracer == self.main) {
+                kick(pid);
+            }
+        }
+    }
+
+    /// Looks up the numbers of the machine's processes. Worth doing before a stop.
+    pub fn learn_numbers(&mut self) {
+        let mut numbers = HashMap::new();
+        for pid in proc::children(self.main).unwrap_or_default() {
+            let inner = inner_number(pid);
+            numbers.insert(inner.unwrap_or(pid), pid);
+        }
+        self.numbers = numbers;
+    }
+
+    /// Stops the helpers, wherever they are. A call that cannot be interrupted ends first.
+    pub fn hold_helpers(&mut self, helpers: &[i32]) -> Result<(), Error> {
+        for &pid in helpers {
+            ptrace::seize(pid, libc::PTRACE_O_TRACESYSGOOD).map_err(traced(pid, "PTRACE_SEIZE"))?;
+            self.helpers.push(pid);
+            ptrace::interrupt(pid).map_err(traced(pid, "PTRACE_INTERRUPT"))?;
+        }
+        for &pid in helpers {
+            loop {
+                match ptrace::wait(pid, true).map_err(traced(pid, "waiting"))? {
+                    Some((_, Report::Interrupted)) => break,
+                    Some((_, Report::Ended(_))) => return Err(Error::Ended(pid)),
+                    Some((_, Report::Signal(s))) => {
+                        ptrace::cont(pid, s).map_err(traced(pid, "PTRACE_CONT"))?;
+                    }
+                    _ => ptrace::cont(pid, 0).map_err(traced(pid, "PTRACE_CONT"))?,
+                }
+            }
+        }
+        self.helpers_held = true;
+        Ok(())
+    }
+
+    /// Lets main go on, but not the helpers, and not for good.
+    pub fn go(&mut self) -> Result<(), Error> {
+        ptrace::cont(self.main, 0).map_err(traced(self.main, "PTRACE_CONT"))
+    }
+
+    /// Lets main go for good; the helpers stay.
+    pub fn detach_main(&mut self) -> Result<(), Error> {
+        ptrace::detach(self.main, 0).map_err(traced(self.main, "PTRACE_DETACH"))?;
+        self.attached = false;
+        Ok(())
+    }
+
+    /// Lets the helpers go.
+    pub fn release_helpers(&mut self) -> Result<(), Error> {
+        for pid in std::mem::take(&mut self.helpers) {
+            ptrace::detach(pid, 0).map_err(traced(pid, "PTRACE_DETACH"))?;
+        }
+        self.helpers_held = false;
+        Ok(())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.release_helpers();
+        if !self.attached || ptrace::detach(self.main, 0).is_ok() {
+            return;
+        }
+        // It runs: only one that has stopped can be let go.
+        if ptrace::interrupt(self.main).is_ok() {
+            while let Ok(Some((_, report))) = ptrace::wait(self.main, true) {
+                let signal = match report {
+                    Report::Ended(_) => return,
+                    Report::Signal(signal) => signal,
+                    _ => 0,
+                };
+                if ptrace::detach(self.main, signal).is_ok() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The number that a process has in its own namespace.
+pub fn inner_number(pid: i32) -> Option<i32> {
+    proc::status(pid).ok()?.ns_pid.last().copied()
+}
+
+fn kick(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    // One that has ended meanwhile needs no kick.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGALRM);
+}

@@ -1,0 +1,233 @@
+//! A VM's network namespace: made, entered, removed.
+//!
+//! Made with `ip` and `nft`, by two batches and one rule set. It stays when its VM ends, until `rm`: what is sent to the
+//! VM's address goes through to the tap and is lost there, without an answer, so connections that a resumed VM will go on
+//! with are not reset. This does not need anybody to be alive.
+
+use super::Error;
+use super::names::{self, GATEWAY, GATEWAY_MAC, GUEST, HOST, HOST_MAC, INNER, INNER_MAC, TAP};
+use crate::sys::tap;
+use crate::vm::cmdline::GUEST_MAC;
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Where `ip` keeps names of namespaces.
+const NAMES: &str = "/run/netns";
+
+fn path(index: u32) -> PathBuf {
+    Path::new(NAMES).join(names::namespace(index))
+}
+
+/// Runs a tool with a text on stdin.
+fn tool(
+    tool: &'static str,
+    package: &'static str,
+    args: &[&str],
+    input: &str,
+) -> Result<(), Error> {
+    let failed = |message: String| Error::Tool { tool, message };
+    let mut child = Command::new(tool)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|_| Error::NoTool(tool, package))?;
+    // All that is written here fits into the pipe. If it ends early its message says more than ours would.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child
+        .wait_with_output()
+        .map_err(|e| failed(e.to_string()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(failed(if message.is_empty() {
+        output.status.to_string()
+    } else {
+        message
+    }))
+}
+
+fn ip(batch: &str) -> Result<(), Error> {
+    tool("ip", "iproute2", &["-batch", "-"], batch)
+}
+
+/// The host's side.
+fn outside(index: u32) -> String {
+    let (ns, veth, address) = (
+        names::namespace(index),
+        names::outer(index),
+        names::address(index),
+    );
+    format!(
+        "netns add {ns}
+link add {veth} address {HOST_MAC} type veth peer name {INNER} address {INNER_MAC} netns {ns}
+addr add {HOST}/32 dev {veth}
+link set {veth} up
+neigh replace {address} lladdr {INNER_MAC} dev {veth} nud permanent
+route replace {address}/32 dev {veth} src {HOST}
+"
+    )
+}
+
+/// The namespace's side.
+fn inside() -> String {
+    format!(
+        "link set lo up
+tuntap add {TAP} mode tap
+link set {TAP} address {GATEWAY_MAC}
+link set {TAP} up
+addr add {GATEWAY}/24 dev {TAP}
+neigh replace {GUEST} lladdr {GUEST_MAC} dev {TAP} nud permanent
+link set {INNER} up
+route add {HOST}/32 dev {INNER}
+neigh replace {HOST} lladdr {HOST_MAC} dev {INNER} nud permanent
+route add default via {HOST} dev {INNER}
+"
+    )
+}
+
+/// The rules. The address is exchanged packet by packet. Nothing is sent on a guest's behalf: if it is not there, silence.
+fn rules(index: u32) -> String {
+    let address = names::address(index);
+    format!(
+        "table ip umlctl {{
+chain before {{
+type filter hook prerouting priority -300; policy accept;
+notrack
+iifname {INNER} ip daddr {address} ip daddr set {GUEST}
+iifname {TAP} ip saddr != {GUEST} drop
+}}
+chain after {{
+type filter hook postrouting priority 300; policy accept;
+oifname {INNER} ip saddr {GUEST} ip saddr set {address}
+}}
+chain own {{
+type filter hook output priority -300; policy accept;
+notrack
+icmp type {{ destination-unreachable, time-exceeded }} drop
+}}
+}}
+"
+    )
+}
+
+fn sysctl(key: &str, value: &str) -> Result<(), Error> {
+    let path = Path::new("/proc/sys/net/ipv4").join(key);
+    std::fs::write(&path, value).map_err(|source| Error::Io {
+        what: "write",
+        path,
+        source,
+    })
+}
+
+fn namespace_error(what: &'static str, index: u32) -> impl FnOnce(nix::errno::Errno) -> Error {
+    move |e| Error::Io {
+        what,
+        path: path(index),
+        source: e.into(),
+    }
+}
+
+/// An open namespace.
+///
+/// # Errors
+/// It is not there.
+pub fn open(index: u32) -> Result<OwnedFd, Error> {
+    let path = path(index);
+    File::open(&path)
+        .map(OwnedFd::from)
+        .map_err(|source| Error::Io {
+            what: "open",
+            path,
+            source,
+        })
+}
+
+/// Does something with the calling thread in a VM's namespace.
+fn within<T>(index: u32, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let own = Path::new("/proc/thread-self/ns/net");
+    let back = File::open(own).map_err(|source| Error::Io {
+        what: "open",
+        path: own.to_owned(),
+        source,
+    })?;
+    setns(open(index)?, CloneFlags::CLONE_NEWNET).map_err(namespace_error("enter", index))?;
+    let result = act();
+    setns(back, CloneFlags::CLONE_NEWNET).map_err(namespace_error("leave", index))?;
+    result
+}
+
+/// Whether a VM's namespace is there, with everything in it. Only the number says what that is, so it is as good as new.
+fn is_complete(index: u32) -> bool {
+    let forwards = || {
+        let path = Path::new("/proc/sys/net/ipv4/ip_forward");
+        Ok(std::fs::read_to_string(path).is_ok_and(|t| t.trim() == "1"))
+    };
+    path(index).exists()
+        && nix::net::if_::if_nametoindex(names::outer(index).as_str()).is_ok()
+        && within(index, forwards).unwrap_or(false)
+}
+
+/// Makes a VM's namespace and the way to it. One that is there stays, with the connections of the VM that was.
+///
+/// # Errors
+/// A tool's; then nothing is left of it.
+pub fn make(index: u32) -> Result<(), Error> {
+    if is_complete(index) {
+        return Ok(());
+    }
+    remove(index)?;
+    let result = ip(&outside(index)).and_then(|()| {
+        // For packets between VMs. Set for this interface alone: the host need not be a router.
+        sysctl(&format!("conf/{}/forwarding", names::outer(index)), "1")?;
+        within(index, || {
+            ip(&inside())?;
+            tool("nft", "nftables", &["-f", "-"], &rules(index))?;
+            // Last: until the rules stand nothing passes.
+            sysctl("ip_forward", "1")
+        })
+    });
+    if result.is_err() {
+        let _ = remove(index);
+    }
+    result
+}
+
+/// Opens the tap in a VM's namespace.
+///
+/// # Errors
+/// Another has it open, or there is none.
+pub fn open_tap(index: u32) -> Result<OwnedFd, Error> {
+    within(index, || {
+        tap::open(TAP).map_err(|source| Error::Io {
+            what: "open the tap in",
+            path: path(index),
+            source,
+        })
+    })
+}
+
+/// Removes a VM's namespace. The pair goes with it, and the route with the pair. That there is none is no error.
+///
+/// # Errors
+/// A tool's.
+pub fn remove(index: u32) -> Result<(), Error> {
+    let veth = names::outer(index);
+    if nix::net::if_::if_nametoindex(veth.as_str()).is_ok() {
+        // At once: a namespace is taken apart some time after its last user.
+        ip(&format!("link del {veth}\n"))?;
+    }
+    if path(index).exists() {
+        ip(&format!("netns del {}\n", names::namespace(index)))?;
+    }
+    Ok(())
+}
