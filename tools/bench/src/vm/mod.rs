@@ -155,7 +155,11 @@ pub fn main(o: &Options) -> Result<ExitCode> {
         samples.about.insert("build".into(), "debug".into());
     }
     let start = Instant::now();
+    let before = load();
     let outcome = measure(&mut plan, &mut samples);
+    samples
+        .about
+        .insert("load".into(), format!("{before} before, {} after", load()));
     samples.about.insert(
         "took".into(),
         format!("{:.0} s", start.elapsed().as_secs_f64()),
@@ -168,6 +172,12 @@ pub fn main(o: &Options) -> Result<ExitCode> {
     } else {
         ExitCode::from(crate::PARTIAL)
     })
+}
+
+/// How many processes wanted a CPU in the last minute: whether others had work for the machine.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn measure(plan: &mut Plan, samples: &mut Samples) -> Result<()> {
