@@ -45,7 +45,8 @@ impl Console {
         loop {
             if let Some(end) = self.text.iter().position(|b| *b == b'\n') {
                 let got: Vec<u8> = self.text.drain(..=end).collect();
-                if got.trim_ascii() == line {
+                // Something without an end of line may stand before it, as a prompt does.
+                if got.trim_ascii_end().ends_with(&line) {
                     return Ok(Instant::now());
                 }
                 continue;
