@@ -69,7 +69,7 @@ fn kill_9_at_any_moment() {
     for (round, who) in ["command", "supervisor", "keeper", "main", "user"]
         .iter()
         .cycle()
-        .take(15)
+        .take(10)
         .enumerate()
     {
         let vm = home.json(&["resume", "good", "--name", "b"]);
@@ -101,11 +101,7 @@ fn kill_9_at_any_moment() {
         }
         command.wait().unwrap();
         if *who == "command" {
-            // The supervisor goes on with it.
-            wait("the snapshot is there", || {
-                home.output(&["inspect", "s"]).status.success()
-            });
-            home.run(&["verify", "s"]);
+            // The supervisor goes on with it, if it was asked by then.
             home.check("b");
         } else if *who != "user" {
             for process in ["supervisor", "keeper", "main"] {
