@@ -8,6 +8,7 @@ pub mod control;
 pub mod fault;
 pub mod fs;
 pub mod fuse;
+pub mod history;
 pub mod image;
 pub mod mount;
 mod mountinfo;

@@ -2,12 +2,14 @@
 
 mod changes;
 mod diff;
+mod history;
 mod options;
 mod restore;
 mod unmount;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
@@ -60,6 +62,10 @@ pub struct Service {
     store: Arc<Store>,
     dir: PathBuf,
     mounts: Mutex<Mounts>,
+    /// Contents of checkpoints older than this are packed, microseconds; 0: none by themselves.
+    pack_age_us: AtomicI64,
+    /// One receive at a time.
+    receiving: Mutex<()>,
     /// Told when a mount is gone.
     gone: Condvar,
 }
@@ -79,6 +85,7 @@ impl Service {
             message: format!("{}: {e}", dir.display()),
         })?;
         let store = Store::open(&dir)?;
+        history::drop_stale(&store)?;
         store
             .start_background()
             .map_err(|e| Failure::new(format!("no thread for the store: {e}")))?;
@@ -86,6 +93,8 @@ impl Service {
             store,
             dir,
             mounts: Mutex::default(),
+            pack_age_us: AtomicI64::new(0),
+            receiving: Mutex::default(),
             gone: Condvar::new(),
         }))
     }
@@ -121,7 +130,8 @@ impl Service {
             subtype: "cowfs".into(),
             ..MountOptions::default()
         };
-        let atime = parse_options(&spec.options, &mut options)?;
+        let (pack_age_us, rest) = options::take_pack(&spec.options)?;
+        let atime = parse_options(&rest, &mut options)?;
         // Held until the mount is known, so that what is shown cannot be deleted meanwhile.
         let mut mounts = crate::mount::lock(&self.mounts);
         if mounts.contains_key(&target) {
@@ -215,6 +225,10 @@ impl Service {
                 m.fs.close();
             }
             return Err(Failure::new(format!("no thread for the mount: {e}")));
+        }
+        if let Some(age) = pack_age_us {
+            self.pack_by_age(age)
+                .map_err(|e| Failure::new(format!("no thread for packing: {e}")))?;
         }
         // The first request is answered when the mount works.
         std::fs::metadata(&target)
@@ -322,7 +336,34 @@ impl Service {
             }),
             Request::Rename { from, to } => self.rename(&from, &to),
             Request::Delete { name } => self.delete(&name),
-            Request::Gc => Ok(self.store.gc()?.into()),
+            Request::Gc => self.low(|s| Ok(s.gc()?.into())),
+            Request::GcWait => self.low(|s| Ok(s.gc_wait()?.into())),
+            Request::Pack {
+                head,
+                checkpoints,
+                level,
+            } => self.pack(head.as_deref(), &checkpoints, level),
+            Request::Prune { rules, dry_run } => self.prune(&rules, dry_run),
+            Request::Send {
+                head,
+                checkpoint,
+                base,
+                resume,
+                level,
+                pipe,
+                have,
+            } => {
+                let what = history::ToSend {
+                    head: head.as_deref(),
+                    checkpoint: &checkpoint,
+                    base: base.as_deref(),
+                    resume: resume.as_deref(),
+                    level,
+                };
+                self.send(&what, &pipe, have.as_deref())
+            }
+            Request::Receive { name, pipe } => self.receive(name.as_deref(), &pipe),
+            Request::Chunks { pipe } => self.chunks(&pipe),
             Request::Stats => self.stats(),
             Request::Mount(spec) => Ok(Answer::Mounted {
                 mountpoint: self.mount(&spec)?,

@@ -53,10 +53,7 @@ pub fn dump(store: &Arc<Store>, root: u64) -> Dump {
                         offset: m.extent.off,
                     };
                     let end = at + m.extent.len as usize;
-                    store
-                        .segments
-                        .read(place, &mut bytes[at..end])
-                        .expect("data");
+                    store.read_data(place, &mut bytes[at..end]).expect("data");
                 }
                 out.insert(p, Shown::File(bytes, i.nlink, x));
                 t = store.read(root).expect("the store works");
@@ -75,4 +72,11 @@ pub fn head_root(store: &Arc<Store>, head: &str) -> u64 {
 pub fn check(store: &Arc<Store>) {
     let report = store.check(&mut |_, _| ()).expect("the store works");
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
+}
+
+/// Checks all contents that have sums; panics with what is wrong.
+pub fn check_data(store: &Arc<Store>) {
+    let report = store.check_data(&mut |_, _| ()).expect("the store works");
+    assert!(report.damage.is_empty(), "{:#?}", report.damage);
+    assert!(report.other.is_empty(), "{:#?}", report.other);
 }

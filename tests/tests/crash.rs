@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use cowfs::fuse::Op as Fuse;
 use cowfs::mount::Undo;
+use cowfs::store::packs::PackOptions;
 use cowfs::store::{CatalogOp, Store};
 use cowfs_tests::Rng;
 use cowfs_tests::driver::Driver;
-use cowfs_tests::dump::{Dump, check, dump, head_root};
+use cowfs_tests::dump::{Dump, check, check_data, dump, head_root};
 use cowfs_tests::simdisk::SimDisk;
 
 struct Run {
@@ -107,6 +108,7 @@ impl Run {
         let store =
             Store::open_on(Arc::new(self.disk.clone()), None).expect("it opens after a power cut");
         check(&store);
+        check_data(&store);
         let root = head_root(&store, "main");
         let now = dump(&store, root);
         let catalog = store.catalog().expect("a catalog");
@@ -183,7 +185,23 @@ impl Run {
                     }
                     Err(_) => false,
                 },
-                3 => store.gc().is_ok(),
+                3 if self.rng.below(2) == 0 => store.gc().is_ok(),
+                3 => {
+                    let checkpoints: Vec<u64> = match store.catalog() {
+                        Ok(c) if self.rng.below(2) == 0 => {
+                            c.checkpoints.values().map(|c| c.id).collect()
+                        }
+                        _ => Vec::new(),
+                    };
+                    let level = 1;
+                    let whole = !checkpoints.is_empty();
+                    let options = PackOptions {
+                        checkpoints,
+                        whole,
+                        level,
+                    };
+                    store.pack(&options).is_ok()
+                }
                 4 => {
                     self.names += 1;
                     let name = format!("c{}", self.names);

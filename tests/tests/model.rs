@@ -7,9 +7,10 @@ use std::sync::Arc;
 use cowfs::control::{Answer, Request};
 use cowfs::fuse::Op as Fuse;
 use cowfs::mount::Undo;
+use cowfs::store::packs::PackOptions;
 use cowfs::store::{CatalogOp, Store};
 use cowfs_tests::driver::Driver;
-use cowfs_tests::dump::{Dump, Shown, check, dump, head_root};
+use cowfs_tests::dump::{Dump, Shown, check, check_data, dump, head_root};
 use cowfs_tests::simdisk::SimDisk;
 use proptest::prelude::*;
 
@@ -39,6 +40,7 @@ enum Op {
     CloneHead(u8),
     Delete(u8),
     Gc,
+    Pack(u8),
     Commit,
     Flush,
     Remount,
@@ -73,6 +75,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => b().prop_map(Op::CloneHead),
         1 => b().prop_map(Op::Delete),
         1 => Just(Op::Gc),
+        2 => b().prop_map(Op::Pack),
         1 => Just(Op::Commit),
         1 => Just(Op::Flush),
         1 => Just(Op::Remount),
@@ -618,6 +621,20 @@ impl World {
             Op::Gc => {
                 self.store.gc().expect("a collection");
             }
+            Op::Pack(k) => {
+                let all: Vec<u64> = {
+                    let c = self.store.catalog().expect("a catalog");
+                    c.checkpoints.values().map(|c| c.id).collect()
+                };
+                // One checkpoint with all that it holds, or what only checkpoints hold.
+                let one = all.get(usize::from(k) % (all.len() + 1)).copied();
+                let options = PackOptions {
+                    whole: one.is_some(),
+                    checkpoints: one.into_iter().collect(),
+                    level: 1,
+                };
+                self.store.pack(&options).expect("it can be packed");
+            }
             Op::Commit => self.store.commit().expect("a commit"),
             Op::Flush => self.store.flush_all().expect("a flush"),
             Op::Remount => {
@@ -781,6 +798,7 @@ fn run(ops: &[Op]) {
     // Everything let go, everything durable, opened anew: still the same.
     w.apply(&Op::Remount);
     w.compare_all();
+    check_data(&w.store);
 }
 
 fn cases() -> u32 {

@@ -49,7 +49,8 @@ pub enum Command {
         foreground: bool,
         /// Mount options: ro, noatime, relatime, strictatime, nosuid, nodev, noexec, threads=N, readahead_kb=N, spin_us=N,
         /// writeback[=MIB] (the kernel keeps up to 256 MiB, or so many, of what is written to open files: small writes cost
-        /// little, and a checkpoint has to bring them)
+        /// little, and a checkpoint has to bring them), pack=AGE (pack in the background what only checkpoints older than
+        /// this hold, as 12h or 7d)
         #[arg(short, long, value_delimiter = ',')]
         options: Vec<String>,
     },
@@ -172,15 +173,31 @@ pub enum Command {
         /// Name
         name: String,
     },
+    /// Commands about history
+    #[command(flatten)]
+    History(super::history_args::History),
     /// Give back what nothing refers to any more, now
     Gc {
         /// Store or mount point (the one store that is mounted)
         target: Option<PathBuf>,
+        /// Wait for the collections that deletions have asked for, and begin none beside them
+        #[arg(long)]
+        wait: bool,
     },
     /// Check a store that is not mounted
     Check {
         /// Store
         store: PathBuf,
+        /// Read all contents and compare them with their sums
+        #[arg(long)]
+        data: bool,
+        /// Put right what can be had from elsewhere in the store, or from where --from says; copies of what was damaged are
+        /// kept in repair/ of the store
+        #[arg(long, requires = "data")]
+        repair: bool,
+        /// Store or URL that may have what is damaged here
+        #[arg(long, value_name = "STORE|URL", requires = "repair")]
+        from: Option<String>,
     },
     /// Show numbers about a store
     Stats {

@@ -3,6 +3,8 @@
 pub mod args;
 mod daemon;
 mod doctor;
+mod history;
+mod history_args;
 pub mod image;
 mod locate;
 mod output;
@@ -78,7 +80,21 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
         }
         Command::Daemon { store } => daemon::child(store),
         Command::Unmount { mountpoint, lazy } => unmount(cli, mountpoint, *lazy),
-        Command::Check { store } => check(cli, store),
+        Command::Check {
+            store,
+            data,
+            repair,
+            from,
+        } => {
+            let contents = history::Contents {
+                data: *data,
+                repair: *repair,
+                from: from.as_deref(),
+            };
+            check(cli, store, &contents)
+        }
+        Command::History(h) => history::run(cli, h),
+        Command::Gc { target, wait } => history::gc(cli, target.as_deref(), *wait),
         Command::Upgrade(a) => upgrade::run(cli, a),
         Command::Image(c) => image::run(cli, c),
         Command::Doctor { store } => doctor::run(cli, store.as_deref()),
@@ -94,7 +110,7 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
         }
         other => {
             let (target, request) = request(other)?;
-            let waiting = spinner(cli, matches!(request, Request::Gc | Request::Diff { .. }));
+            let waiting = spinner(cli, matches!(request, Request::Diff { .. }));
             let answer = target.ask(&request)?;
             waiting.finish_and_clear();
             output::answer(cli, &answer);
@@ -241,7 +257,6 @@ fn request(command: &Command) -> Result<(Target, Request), Failure> {
         Command::Delete { target, name } => {
             (Target::of(target)?, Request::Delete { name: name.clone() })
         }
-        Command::Gc { target } => (Target::of_or_only(target.as_deref())?, Request::Gc),
         Command::Stats { target } => (Target::of_or_only(target.as_deref())?, Request::Stats),
         _ => return Err(Failure::new("this command asks nobody")),
     })
@@ -273,7 +288,7 @@ fn unmount(cli: &Cli, mountpoint: &Path, lazy: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn check(cli: &Cli, path: &Path) -> Result<u8, Failure> {
+fn check(cli: &Cli, path: &Path, contents: &history::Contents<'_>) -> Result<u8, Failure> {
     if Target::of(path)?.client()?.is_some() {
         return Err(Failure {
             code: 11,
@@ -293,6 +308,9 @@ fn check(cli: &Cli, path: &Path) -> Result<u8, Failure> {
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    output::check(cli, &report);
-    Ok(u8::from(!report.problems.is_empty()))
+    let found = contents.check(cli, path, &store)?;
+    output::check(cli, &report, found.as_ref());
+    Ok(u8::from(
+        !report.problems.is_empty() || found.is_some_and(|f| !f.is_clean()),
+    ))
 }

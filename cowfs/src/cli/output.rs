@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::args::{Cli, Command};
+use super::history::Found;
 use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, SCHEMA};
 use crate::names::clock;
 use crate::store::{CheckReport, Origin};
@@ -182,6 +183,9 @@ pub(super) fn answer(cli: &Cli, a: &Answer) {
             }
             table(None, &rows);
         }
+        Answer::Packed(r) => super::history::packed(r),
+        Answer::Pruned { plan, dry_run } => super::history::pruned(plan, *dry_run),
+        Answer::Sent { .. } | Answer::Received { .. } => super::history::moved(a),
         Answer::Mounted { .. } | Answer::Done => {}
         Answer::Error(f) => failure(f, false),
     }
@@ -251,24 +255,32 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
     table((!no_headers).then_some(&columns), &rows);
 }
 
-/// Prints what a check found.
-pub(super) fn check(cli: &Cli, r: &CheckReport) {
+/// Prints what a check found, and what one of the contents did.
+pub(super) fn check(cli: &Cli, r: &CheckReport, contents: Option<&Found>) {
     if cli.json {
-        json(json!({
+        let mut value = json!({
             "trees": r.trees, "pages": r.pages, "inodes": r.inodes,
-            "problems": r.problems, "clean": r.problems.is_empty(),
-        }));
+            "problems": r.problems,
+            "clean": r.problems.is_empty() && contents.is_none_or(Found::is_clean),
+        });
+        if let (Some(f), Some(o)) = (contents, value.as_object_mut()) {
+            o.insert("contents".into(), f.json());
+        }
+        json(value);
         return;
     }
     for p in &r.problems {
         println!("{p}");
     }
-    if r.problems.is_empty() {
+    if let Some(f) = contents {
+        f.print();
+    }
+    if !r.problems.is_empty() {
+        eprintln!("{} problems", r.problems.len());
+    } else if contents.is_none_or(Found::is_clean) {
         eprintln!(
             "clean: {} heads and checkpoints, {} inodes",
             r.trees, r.inodes
         );
-    } else {
-        eprintln!("{} problems", r.problems.len());
     }
 }

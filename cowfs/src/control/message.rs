@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::history::prune::{Rules, Verdict};
+use crate::store::packs::PackReport;
 use crate::store::{GcReport, Origin, Stats, StoreError};
 
 /// Version of the protocol and of the JSON that commands print.
@@ -77,6 +79,38 @@ pub enum Request {
         name: String,
     },
     Gc,
+    /// Waits for the collections that were asked for.
+    GcWait,
+    Pack {
+        /// Head that names like `latest` are of.
+        head: Option<String>,
+        checkpoints: Vec<String>,
+        level: i32,
+    },
+    Prune {
+        rules: Rules,
+        dry_run: bool,
+    },
+    Send {
+        head: Option<String>,
+        checkpoint: String,
+        base: Option<String>,
+        resume: Option<String>,
+        level: i32,
+        /// A pipe to write the stream to.
+        pipe: PathBuf,
+        /// A file with names of chunks (32 bytes each) that need not be sent.
+        have: Option<PathBuf>,
+    },
+    Receive {
+        name: Option<String>,
+        /// A pipe to read the stream from.
+        pipe: PathBuf,
+    },
+    /// Writes the names of all chunks (32 bytes each) to a pipe.
+    Chunks {
+        pipe: PathBuf,
+    },
     Stats,
     Mount(MountSpec),
     Unmount {
@@ -188,6 +222,28 @@ pub enum Answer {
         rss_bytes: u64,
         requests: u64,
         mounts: Vec<PathBuf>,
+    },
+    Packed(PackReport),
+    Pruned {
+        plan: Vec<Verdict>,
+        dry_run: bool,
+    },
+    Sent {
+        name: String,
+        /// Chunks sent, and their bytes.
+        chunks: u64,
+        chunk_bytes: u64,
+        /// Bytes of the stream.
+        stream_bytes: u64,
+        elapsed_us: u64,
+    },
+    Received {
+        name: String,
+        id: u64,
+        /// Chunks that the store did not have, and their bytes.
+        new_chunks: u64,
+        new_bytes: u64,
+        elapsed_us: u64,
     },
     Mounted {
         mountpoint: PathBuf,

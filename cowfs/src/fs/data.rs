@@ -31,7 +31,8 @@ pub struct Extent {
 }
 
 impl Extent {
-    fn encode(&self) -> [u8; LEN] {
+    /// The record.
+    pub(crate) fn encode(&self) -> [u8; LEN] {
         let mut b = [0; LEN];
         b[..4].copy_from_slice(&self.seg.to_le_bytes());
         b[4..12].copy_from_slice(&self.off.to_le_bytes());

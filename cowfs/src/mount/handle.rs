@@ -28,6 +28,7 @@ const SEEKS_MAX: usize = 16;
 impl Filesystem for MountFs {
     fn handle(&self, req: &Request<'_>, reply: &mut Reply) -> Result<(), Errno> {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.store.note_request();
         match drain::answer(&self.drain, req, reply) {
             Some(answered) => answered,
             None => self.dispatch(req, reply),

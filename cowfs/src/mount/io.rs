@@ -99,8 +99,15 @@ impl MountFs {
             if m.at > done || to <= done {
                 return Ok(false);
             }
-            files.push(self.store.segments.file(m.extent.seg)?);
-            places.push((m.extent.off + (done - m.at), to - done));
+            let place = Place {
+                segment: m.extent.seg,
+                offset: m.extent.off + (done - m.at),
+            };
+            if self.store.is_packed(place, to - done) {
+                return Ok(false);
+            }
+            files.push(self.store.segments.file(place.segment)?);
+            places.push((place.offset, to - done));
             done = to;
         }
         if done != offset + len {
@@ -147,9 +154,7 @@ impl MountFs {
                 segment: m.extent.seg,
                 offset: m.extent.off + (from - m.at),
             };
-            self.store
-                .segments
-                .read(place, &mut buf[at(from)..at(to)])?;
+            self.store.read_data(place, &mut buf[at(from)..at(to)])?;
             done = to;
         }
         buf[at(done)..].fill(0);

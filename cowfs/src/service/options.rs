@@ -51,11 +51,27 @@ pub(super) fn parse_options(list: &[String], o: &mut MountOptions) -> Result<Ati
     Ok(atime)
 }
 
+/// Takes `pack=AGE` out of mount options: the age in microseconds, and the others.
+pub(super) fn take_pack(list: &[String]) -> Result<(Option<i64>, Vec<String>), Failure> {
+    let mut age = None;
+    let mut rest = Vec::new();
+    for opt in list {
+        match opt.strip_prefix("pack=") {
+            None => rest.push(opt.clone()),
+            Some(t) => {
+                let us = crate::history::prune::duration(t).ok().filter(|us| *us > 0);
+                age = Some(us.ok_or_else(|| unknown_option(opt))?);
+            }
+        }
+    }
+    Ok((age, rest))
+}
+
 fn unknown_option(opt: &str) -> Failure {
     Failure {
         code: 2,
         message: format!(
-            "mount option {opt:?} is not known; there are ro, noatime, relatime, strictatime, nosuid, nodev, noexec, writeback[=MIB], threads=1..64, readahead_kb=N, spin_us=N"
+            "mount option {opt:?} is not known; there are ro, noatime, relatime, strictatime, nosuid, nodev, noexec, writeback[=MIB], threads=1..64, readahead_kb=N, spin_us=N, pack=AGE"
         ),
     }
 }

@@ -134,6 +134,7 @@ impl Store {
         let spawned = std::thread::Builder::new()
             .name("cowfs-gc".into())
             .spawn(move || {
+                super::sys::lower_priority();
                 loop {
                     while store.gc_again.swap(false, Ordering::AcqRel) {
                         match store.gc() {

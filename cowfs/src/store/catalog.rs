@@ -11,8 +11,12 @@ pub use super::checkpoints::Checkpoints;
 use super::error::StoreError;
 use crate::tree::PageId;
 
-/// Version of the catalog's JSON.
-pub const VERSION: u32 = 1;
+/// Newest version of the catalog's JSON that this build reads.
+pub const VERSION: u32 = 2;
+/// What is written as long as nothing needs the newer one, so that an older build can still read the store.
+const PLAIN: u32 = 1;
+/// First character of the names of hidden heads, which no user's name may have.
+pub const HIDDEN: char = '@';
 
 /// A writable branch.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -68,6 +72,18 @@ pub struct Checkpoint {
     pub pinned: bool,
     /// Why it exists.
     pub origin: Origin,
+    /// Where it came from, if another store sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// What makes a checkpoint the same one in several stores: where it was taken.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Source {
+    /// Uuid of the store where it was taken, 32 hexadecimal digits.
+    pub store: String,
+    /// Its number there.
+    pub id: u64,
 }
 
 /// Heads and checkpoints.
@@ -79,6 +95,10 @@ pub struct Catalog {
     pub heads: BTreeMap<String, Head>,
     /// Checkpoints by number.
     pub checkpoints: Checkpoints,
+    /// Trees that no command shows, by names that begin with [`HIDDEN`]: the index of packed contents, and checkpoints
+    /// that are being received.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hidden: BTreeMap<String, Head>,
     /// Next head number.
     pub next_head: u32,
     /// Next checkpoint number.
@@ -171,6 +191,41 @@ pub enum CatalogOp {
         /// Head.
         head: String,
     },
+    /// A hidden head, empty or from a checkpoint.
+    Hide {
+        /// Number of the new head.
+        id: u32,
+        /// Its name.
+        name: String,
+        /// Checkpoint that it begins at.
+        from: Option<u64>,
+        /// When.
+        created_us: i64,
+    },
+    /// Remove a hidden head.
+    Unhide {
+        /// Its name.
+        name: String,
+    },
+    /// A hidden head becomes a checkpoint.
+    Receive {
+        /// Hidden head.
+        hidden: String,
+        /// Number of the new checkpoint.
+        id: u64,
+        /// Its name.
+        name: String,
+        /// Head that it counts to.
+        head: String,
+        /// Its tags.
+        tags: BTreeMap<String, String>,
+        /// When it was taken.
+        created_us: i64,
+        /// Where it was taken.
+        source: Source,
+        /// Next inode number.
+        next_ino: u64,
+    },
 }
 
 impl Catalog {
@@ -187,9 +242,10 @@ impl Catalog {
         let mut checkpoints = Checkpoints::default();
         checkpoints.index();
         Self {
-            version: VERSION,
+            version: PLAIN,
             heads: BTreeMap::from([("main".to_owned(), head)]),
             checkpoints,
+            hidden: BTreeMap::new(),
             next_head: 2,
             next_checkpoint: 1,
             garbage_pages: 0,
@@ -218,6 +274,7 @@ impl Catalog {
         let sane = c
             .heads
             .values()
+            .chain(c.hidden.values())
             .all(|h| h.id < c.next_head && h.next_ino < 1 << 40)
             && c.checkpoints
                 .values()
@@ -237,9 +294,28 @@ impl Catalog {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The head of a number.
+    /// The head of a number, also a hidden one.
     pub fn head_by_id(&mut self, id: u32) -> Option<&mut Head> {
-        self.heads.values_mut().find(|h| h.id == id)
+        let mut all = self.heads.values_mut().chain(self.hidden.values_mut());
+        all.find(|h| h.id == id)
+    }
+
+    /// The head of a name, also a hidden one.
+    pub fn any_head(&self, name: &str) -> Option<&Head> {
+        if name.starts_with(HIDDEN) {
+            self.hidden.get(name)
+        } else {
+            self.heads.get(name)
+        }
+    }
+
+    /// As [`Catalog::any_head`], to be changed.
+    pub fn any_head_mut(&mut self, name: &str) -> Option<&mut Head> {
+        if name.starts_with(HIDDEN) {
+            self.hidden.get_mut(name)
+        } else {
+            self.heads.get_mut(name)
+        }
     }
 
     /// The checkpoint of a name.
@@ -265,7 +341,8 @@ impl Catalog {
                 left: Some((id, _)),
                 ..
             } => (*id, 0),
-            CatalogOp::Clone { id, .. } => (0, *id),
+            CatalogOp::Receive { id, .. } => (*id, 0),
+            CatalogOp::Clone { id, .. } | CatalogOp::Hide { id, .. } => (0, *id),
             _ => (0, 0),
         };
         if last > u64::MAX / 2 || last_head > u32::MAX / 2 {
@@ -274,6 +351,7 @@ impl Catalog {
         let new_name = match op {
             CatalogOp::Checkpoint { name, .. }
             | CatalogOp::Clone { name, .. }
+            | CatalogOp::Receive { name, .. }
             | CatalogOp::Rename { name, .. }
             | CatalogOp::RenameHead { name, .. }
             | CatalogOp::Rollback {
@@ -306,6 +384,7 @@ impl Catalog {
                     tags: tags.clone(),
                     pinned: false,
                     origin: Origin::Asked,
+                    source: None,
                 };
                 h.base = generation;
                 h.parent = Some(*id);
@@ -343,6 +422,7 @@ impl Catalog {
                         tags: BTreeMap::new(),
                         pinned: false,
                         origin: Origin::LeftBehind,
+                        source: None,
                     });
                 }
             }
@@ -398,13 +478,85 @@ impl Catalog {
                 for child in self.checkpoints_where(|c| c.parent == Some(*id)) {
                     self.checkpoints.update(child, |c| c.parent = gone.parent);
                 }
-                for h in self.heads.values_mut().filter(|h| h.parent == Some(*id)) {
+                let heads = self.heads.values_mut().chain(self.hidden.values_mut());
+                for h in heads.filter(|h| h.parent == Some(*id)) {
                     h.parent = gone.parent;
                 }
             }
             CatalogOp::DeleteHead { head } => {
                 self.heads.remove(head).ok_or_else(|| gone(head))?;
             }
+            CatalogOp::Hide { .. } | CatalogOp::Unhide { .. } | CatalogOp::Receive { .. } => {
+                self.apply_hidden(op, generation)?;
+                self.version = VERSION;
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of [`Catalog::apply`] that is about hidden heads.
+    fn apply_hidden(&mut self, op: &CatalogOp, generation: u64) -> Result<(), StoreError> {
+        let gone = |what: &str| StoreError::NotFound(format!("there is no {what}"));
+        match op {
+            CatalogOp::Hide {
+                id,
+                name,
+                from,
+                created_us,
+            } => {
+                if !name.starts_with(HIDDEN) || self.hidden.contains_key(name) {
+                    return Err(StoreError::Exists(format!("the name {name} is taken")));
+                }
+                let (root, next_ino, parent) = match from {
+                    None => (0, 1, None),
+                    Some(from) => {
+                        let c = self.checkpoints.get(from);
+                        let c = c.ok_or_else(|| gone("checkpoint"))?;
+                        (c.root, c.next_ino, Some(c.id))
+                    }
+                };
+                let head = Head {
+                    id: *id,
+                    root,
+                    base: generation,
+                    next_ino,
+                    parent,
+                    created_us: *created_us,
+                };
+                self.next_head = self.next_head.max(id + 1);
+                self.hidden.insert(name.clone(), head);
+            }
+            CatalogOp::Unhide { name } => {
+                self.hidden.remove(name).ok_or_else(|| gone(name))?;
+            }
+            CatalogOp::Receive {
+                hidden,
+                id,
+                name,
+                head,
+                tags,
+                created_us,
+                source,
+                next_ino,
+            } => {
+                let h = self.hidden.remove(hidden).ok_or_else(|| gone(hidden))?;
+                self.next_checkpoint = self.next_checkpoint.max(id + 1);
+                self.checkpoints.insert(Checkpoint {
+                    id: *id,
+                    name: name.clone(),
+                    root: h.root,
+                    generation,
+                    next_ino: (*next_ino).max(h.next_ino).min((1 << 40) - 1),
+                    head: head.clone(),
+                    parent: h.parent,
+                    created_us: *created_us,
+                    tags: tags.clone(),
+                    pinned: false,
+                    origin: Origin::Asked,
+                    source: Some(source.clone()),
+                });
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -420,6 +572,7 @@ impl Catalog {
         !matches!(
             op,
             CatalogOp::Pin { .. }
+                | CatalogOp::Unhide { .. }
                 | CatalogOp::Delete { .. }
                 | CatalogOp::DeleteHead { .. }
                 | CatalogOp::Rollback { left: None, .. }
@@ -430,7 +583,60 @@ impl Catalog {
     pub fn fixes_state(op: &CatalogOp) -> bool {
         matches!(
             op,
-            CatalogOp::Checkpoint { .. } | CatalogOp::Rollback { .. } | CatalogOp::Clone { .. }
+            CatalogOp::Checkpoint { .. }
+                | CatalogOp::Rollback { .. }
+                | CatalogOp::Clone { .. }
+                | CatalogOp::Hide { .. }
+                | CatalogOp::Receive { .. }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        let mut c = Catalog::new(1, 2, 0);
+        let plain = String::from_utf8(c.encode()).expect("text");
+        assert!(
+            plain.contains("\"version\":1") && !plain.contains("hidden"),
+            "{plain}"
+        );
+        assert_eq!(Catalog::decode(plain.as_bytes()).expect("an old one"), c);
+        let op = CatalogOp::Hide {
+            id: 2,
+            name: "@x".into(),
+            from: None,
+            created_us: 0,
+        };
+        c.apply(&op, 1).expect("a new name");
+        let text = String::from_utf8(c.encode()).expect("text");
+        assert!(text.contains("\"version\":2"), "{text}");
+        assert_eq!(Catalog::decode(text.as_bytes()).expect("a new one"), c);
+        let newer = text.replacen("\"version\":2", "\"version\":3", 1);
+        let e = Catalog::decode(newer.as_bytes()).expect_err("newer");
+        assert!(matches!(e, StoreError::Newer { found: 3, known: 2 }), "{e}");
+    }
+
+    #[test]
+    fn hidden_heads_have_names_of_their_own() {
+        let mut c = Catalog::new(1, 2, 0);
+        let hide = |name: &str, from| CatalogOp::Hide {
+            id: 7,
+            name: name.into(),
+            from,
+            created_us: 0,
+        };
+        assert!(c.apply(&hide("x", None), 1).is_err());
+        assert!(c.apply(&hide("@x", Some(5)), 1).is_err());
+        c.apply(&hide("@x", None), 1).expect("a new name");
+        assert!(c.apply(&hide("@x", None), 2).is_err());
+        assert!(c.any_head("@x").is_some() && !c.heads.contains_key("@x"));
+        assert_eq!(c.head_by_id(7).map(|h| h.root), Some(0));
+        let op = CatalogOp::Unhide { name: "@x".into() };
+        c.apply(&op, 3).expect("it is there");
+        assert!(c.apply(&op, 3).is_err());
     }
 }

@@ -28,6 +28,7 @@ impl Store {
     /// When the store has stopped; damage is reported, not an error.
     pub fn check(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, StoreError> {
         let catalog = self.catalog()?;
+        let mut report = CheckReport::default();
         let mut trees: Vec<(String, PageId, u64)> = Vec::new();
         for (name, h) in &catalog.heads {
             trees.push((format!("head {name}"), h.root, h.next_ino));
@@ -35,8 +36,15 @@ impl Store {
         for c in catalog.checkpoints.values() {
             trees.push((format!("checkpoint {}", c.name), c.root, c.next_ino));
         }
+        let hidden = catalog.hidden.iter();
+        for (name, h) in hidden {
+            let verified = tree::verify(&mut self.quiet(), h.root);
+            match verified {
+                Ok(stats) => report.pages += stats.pages,
+                Err(e) => report.problems.push(format!("hidden tree {name}: {e}")),
+            }
+        }
         let mut lens: FxHashMap<u32, Option<u64>> = FxHashMap::default();
-        let mut report = CheckReport::default();
         let all = trees.len() as u64;
         for (i, (name, root, next_ino)) in trees.iter().enumerate() {
             progress(i as u64, all);
@@ -53,16 +61,8 @@ impl Store {
                 }
             }
             let mut in_store = |e: &fs::Extent| {
-                let len = *lens.entry(e.seg).or_insert_with(|| {
-                    self.segments
-                        .file(e.seg)
-                        .and_then(|f| {
-                            f.len()
-                                .map_err(StoreError::io(&file_name(e.seg), "reading"))
-                        })
-                        .ok()
-                });
-                len.is_some_and(|l| e.off + u64::from(e.len) <= l)
+                let len = *lens.entry(e.seg).or_insert_with(|| self.segment_len(e.seg));
+                self.has_bytes_of(e, len)
             };
             let mut read: ReadTxn<'_> = self.read(*root)?;
             match fs::check::check(&mut read, *next_ino, &mut in_store) {
@@ -77,5 +77,22 @@ impl Store {
         }
         progress(all, all);
         Ok(report)
+    }
+
+    fn segment_len(&self, segment: u32) -> Option<u64> {
+        let file = self.segments.file(segment).ok()?;
+        let len = file.len();
+        len.map_err(StoreError::io(&file_name(segment), "reading"))
+            .ok()
+    }
+
+    fn has_bytes_of(&self, e: &fs::Extent, len: Option<u64>) -> bool {
+        let (packed, n) = self.packs.run(e.seg, e.off, u64::from(e.len));
+        packed && n == u64::from(e.len) || len.is_some_and(|l| e.off + u64::from(e.len) <= l)
+    }
+
+    /// True if an extent lies in what is packed, or within its segment's file.
+    pub(crate) fn has_bytes(&self, e: &fs::Extent) -> bool {
+        self.has_bytes_of(e, self.segment_len(e.seg))
     }
 }

@@ -156,6 +156,7 @@ mod tests {
             tags: BTreeMap::new(),
             pinned: false,
             origin: Origin::Asked,
+            source: None,
         }
     }
 

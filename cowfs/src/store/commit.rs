@@ -11,6 +11,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::disk::DiskFile;
 use super::error::StoreError;
+use super::packs;
 use super::pages::{self, Bitmap, PageMap};
 use super::segments::Place;
 use super::superblock::{CATALOG_MAX, Run, Superblock, run_pages};
@@ -28,6 +29,8 @@ const SLICE: usize = 256;
 pub(super) struct Committed {
     /// Every root of a head, a checkpoint or a live view.
     pub roots: Vec<PageId>,
+    /// Root of the index of packed contents.
+    pub packs: PageId,
     /// The places taken by tree pages, reachable or not.
     pub map: Bitmap,
     /// The page file.
@@ -157,9 +160,13 @@ impl Store {
         map.clear(0);
         let mut roots = snap.pinned;
         roots.extend(snap.catalog.heads.values().map(|h| h.root));
+        let mut hidden = snap.catalog.hidden;
+        let packs = hidden.remove(packs::HEAD).map_or(0, |h| h.root);
+        roots.extend(hidden.values().map(|h| h.root));
         roots.extend(snap.catalog.checkpoints.values().map(|c| c.root));
         Ok(Committed {
             roots,
+            packs,
             map,
             file: snap.file,
         })

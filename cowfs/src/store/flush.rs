@@ -156,7 +156,9 @@ impl Store {
         let mut buf = Vec::new();
         for &(segment, offset, len) in data {
             buf.resize(len as usize, 0);
-            self.segments.read(Place { segment, offset }, &mut buf)?;
+            // Written since the last flush: not packed.
+            self.segments
+                .read_unpacked(Place { segment, offset }, &mut buf)?;
             log::push_data(&mut out, segment, offset, &buf);
         }
         Ok(out)

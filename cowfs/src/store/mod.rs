@@ -14,6 +14,8 @@ mod flush;
 mod gc;
 pub mod log;
 mod open;
+mod pace;
+pub mod packs;
 pub mod pages;
 mod replay;
 pub mod segments;
@@ -26,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use catalog::{Catalog, CatalogOp, Checkpoint, Checkpoints, Head, Origin};
+pub use catalog::{Catalog, CatalogOp, Checkpoint, Checkpoints, Head, Origin, Source};
 pub use check::CheckReport;
 pub use error::StoreError;
 pub use gc::GcReport;
@@ -116,6 +118,15 @@ pub struct Stats {
     pub garbage_bytes: u64,
     pub reuse_bytes: u64,
     pub gc_runs: u64,
+    /// Pages that the collection which runs now has read, and will read (0: none runs).
+    pub gc_done_pages: u64,
+    pub gc_total_pages: u64,
+    /// Bytes of files in packs, and what the packs take.
+    pub packed_bytes: u64,
+    pub pack_stored_bytes: u64,
+    /// How far the pack is that runs or ran last.
+    pub pack_done_bytes: u64,
+    pub pack_total_bytes: u64,
 }
 
 /// A flush below this is quick, microseconds.
@@ -131,6 +142,13 @@ pub struct Store {
     gc_lock: Mutex<()>,
     /// Data segments.
     pub segments: Segments,
+    /// Packed contents.
+    pub packs: packs::Packs,
+    /// One pack at a time.
+    pack_lock: Mutex<()>,
+    /// Pages that a collection has read, and will read.
+    gc_done: AtomicU64,
+    gc_total: AtomicU64,
     /// Held (shared) by whoever uses a place in a segment: a reader from looking it up to having read it, a writer from
     /// getting it to referring to it.
     pub gate: RwLock<()>,
@@ -139,6 +157,13 @@ pub struct Store {
     uuid: [u8; 16],
     hash_key: [u8; 16],
     gc_runs: AtomicU64,
+    /// Blocks of segments that a collection has punched.
+    punched: Mutex<rustc_hash::FxHashMap<u32, bitmap::Bitmap>>,
+    /// Requests of programs, so that background work knows whether it is alone.
+    requests: AtomicU64,
+    /// Collections that were asked for, and how many of these requests have been served.
+    gc_asked: AtomicU64,
+    gc_served: AtomicU64,
     gc_stop: AtomicBool,
     /// A thread collects, and shall collect once more.
     gc_busy: AtomicBool,
@@ -239,8 +264,7 @@ impl Store {
         let core = self.core()?;
         let root = core
             .catalog
-            .heads
-            .get(head)
+            .any_head(head)
             .ok_or_else(|| StoreError::NotFound(format!("there is no head {head}")))?
             .root;
         Ok(ReadTxn::new(core, root, self.hash_key))
@@ -324,8 +348,7 @@ impl Store {
         let generation = core.pages.generation;
         let h = core
             .catalog
-            .heads
-            .get_mut(head)
+            .any_head_mut(head)
             .ok_or_else(|| StoreError::NotFound(format!("there is no head {head}")))?;
         h.base = generation;
         let root = h.root;
@@ -385,8 +408,14 @@ impl Store {
         crate::tree::diff(&mut PageByPage(self), a, b, f)
     }
 
+    /// Gives the calling thread a low priority, for good.
+    pub(crate) fn lower_priority() {
+        sys::lower_priority();
+    }
+
     /// Asks the background thread to collect garbage.
     pub fn want_gc(&self) {
+        self.gc_asked.fetch_add(1, Ordering::AcqRel);
         self.want(|w| w.gc = true);
     }
 
@@ -399,6 +428,8 @@ impl Store {
             let f = self.flush_state();
             (f.flushed, f.commit, f.log.used())
         };
+        let (gc_done_pages, gc_total_pages) = self.gc_progress().unwrap_or_default();
+        let (pack_done_bytes, pack_total_bytes) = self.pack_progress();
         let core = self.core()?;
         Ok(Stats {
             generation: core.pages.generation,
@@ -413,8 +444,52 @@ impl Store {
             garbage_bytes: core.garbage_bytes,
             reuse_bytes: self.segments.pool_bytes(),
             gc_runs: self.gc_runs.load(Ordering::Relaxed),
+            gc_done_pages,
+            gc_total_pages,
+            packed_bytes: self.packs.packed_bytes(),
+            pack_stored_bytes: self.packs.stored_bytes(),
+            pack_done_bytes,
+            pack_total_bytes,
         })
     }
+}
+
+/// The pages of fixed and pinned trees, read beside the cache, so that a walk of everything does not empty it. The lock is
+/// held for a moment only.
+#[derive(Debug)]
+pub(crate) struct Quiet<'a>(&'a Store);
+
+impl Store {
+    /// Reads fixed and pinned trees without disturbing others.
+    pub(crate) fn quiet(&self) -> Quiet<'_> {
+        Quiet(self)
+    }
+}
+
+impl crate::tree::Pages for Quiet<'_> {
+    type Error = StoreError;
+
+    fn read(&mut self, id: PageId) -> Result<Arc<crate::tree::Page>, StoreError> {
+        let (file, pages) = {
+            let core = self.0.core()?;
+            if let Some(page) = core.pages.peek(id) {
+                return Ok(page);
+            }
+            (core.pages.file(), core.pages.bitmap.len())
+        };
+        // Not in memory, so it is on disk, and as it is pinned it stays there.
+        pages::read_page(file.as_ref(), pages, id)
+    }
+
+    fn modify(&mut self, _: PageId) -> Result<(PageId, &mut crate::tree::Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn alloc(&mut self) -> Result<(PageId, &mut crate::tree::Page), StoreError> {
+        Err(StoreError::NoSpace)
+    }
+
+    fn release(&mut self, _: PageId) {}
 }
 
 /// The pages of fixed trees, with the lock taken for one page at a time.

@@ -170,6 +170,7 @@ impl Store {
         store.flush_state().spare = spare.unwrap_or_default();
         let store = Arc::new(store);
         store.replay(&sb)?;
+        store.load_packs()?;
         Ok(store)
     }
 
@@ -212,12 +213,20 @@ impl Store {
             commit_lock: Mutex::new(()),
             gc_lock: Mutex::new(()),
             segments: Segments::new(Arc::clone(&disk), sb.next_segment),
+            packs: super::packs::Packs::new(Arc::clone(&disk)),
+            pack_lock: Mutex::new(()),
+            gc_done: AtomicU64::new(0),
+            gc_total: AtomicU64::new(0),
             gate: RwLock::new(()),
             wanted: Mutex::default(),
             wake: Condvar::new(),
             uuid: sb.uuid,
             hash_key: sb.hash_key,
             gc_runs: AtomicU64::new(0),
+            punched: Mutex::default(),
+            requests: AtomicU64::new(0),
+            gc_asked: AtomicU64::new(0),
+            gc_served: AtomicU64::new(0),
             gc_stop: AtomicBool::new(false),
             gc_busy: AtomicBool::new(false),
             gc_again: AtomicBool::new(false),

@@ -147,6 +147,12 @@ impl Pages {
         self.young.get(&id)
     }
 
+    /// A page that is in memory, without counting it as used.
+    pub fn peek(&self, id: PageId) -> Option<Arc<Page>> {
+        let all = [&self.dirty, &*self.writing, &self.young, &self.old];
+        all.iter().find_map(|m| m.get(&id)).map(Arc::clone)
+    }
+
     fn remember(&mut self, id: PageId, page: Arc<Page>) {
         // Two for each that comes: through before the next half is.
         for _ in 0..2 {

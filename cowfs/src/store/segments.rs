@@ -365,11 +365,12 @@ impl Segments {
         self.state().dirty_ranges > RANGES_MAX
     }
 
-    /// Reads bytes from a place.
+    /// Reads bytes from a place of a segment's file. Where contents may be packed, use
+    /// [`Store::read_data`](super::Store::read_data).
     ///
     /// # Errors
     /// What the host says.
-    pub fn read(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
+    pub fn read_unpacked(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
         self.file(place.segment)?
             .read_at(buf, place.offset)
             .map_err(StoreError::io(&file_name(place.segment), "reading"))

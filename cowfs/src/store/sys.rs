@@ -15,3 +15,13 @@ pub fn start_writeback(file: &File, off: i64, len: i64) -> io::Result<()> {
         unsafe { libc::sync_file_range(file.as_raw_fd(), off, len, libc::SYNC_FILE_RANGE_WRITE) };
     nix::errno::Errno::result(r).map(drop).map_err(Into::into)
 }
+
+/// Gives the calling thread a low priority, for good: setpriority(2), which on Linux is about one thread. Others hardly
+/// notice it then. A failure only leaves it as fast as they are.
+pub fn lower_priority() {
+    // SAFETY: takes numbers only.
+    let r = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 15) };
+    if r != 0 {
+        tracing::debug!("the priority of a background thread was not lowered");
+    }
+}

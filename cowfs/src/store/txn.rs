@@ -54,8 +54,7 @@ impl<'a> Txn<'a> {
         }
         let h = core
             .catalog
-            .heads
-            .get(head)
+            .any_head(head)
             .ok_or_else(|| StoreError::NotFound(format!("there is no head {head}")))?;
         let (head_id, root, next_ino, base) = (h.id, h.root, h.next_ino, h.base);
         core.pages.base = base;
@@ -128,7 +127,7 @@ impl<'a> Txn<'a> {
     pub fn commit(mut self) -> u64 {
         self.done = true;
         let core = &mut *self.core;
-        if let Some(h) = core.catalog.heads.get_mut(&self.head) {
+        if let Some(h) = core.catalog.any_head_mut(&self.head) {
             // Even when nothing changed: the root page may have been copied, and its old place given up.
             h.root = self.root;
             h.next_ino = self.next_ino;
@@ -191,7 +190,7 @@ impl<'a> Txn<'a> {
         self.core.log_buf.truncate(start);
         // Taking changes back may have moved the root to another place.
         let (head, root) = (self.head.clone(), self.root);
-        if let Some(h) = self.core.catalog.heads.get_mut(&head) {
+        if let Some(h) = self.core.catalog.any_head_mut(&head) {
             h.root = root;
         }
     }

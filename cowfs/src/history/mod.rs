@@ -1,0 +1,11 @@
+//! What keeps a long history useful: rules for pruning, streams between stores, stores of objects.
+
+pub mod prune;
+mod receive;
+pub mod remote;
+mod send;
+pub mod stream;
+
+pub(crate) use receive::is_receive;
+pub use receive::{Received, parse_token, receive, token};
+pub use send::{SendOptions, Sent, TransferError, send};

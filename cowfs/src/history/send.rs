@@ -1,0 +1,441 @@
+//! Makes a stream of a checkpoint.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::ops::ControlFlow;
+
+use super::stream::{Begin, Item, Reached, Record, StreamError, Writer};
+use crate::fs::{Extent, key};
+use crate::store::packs::frame::Builder;
+use crate::store::packs::records::{Name, name_of};
+use crate::store::packs::{chunker, ranges};
+use crate::store::segments::Place;
+use crate::store::{Checkpoint, Source, Store, StoreError};
+use crate::tree::{self, PageId};
+
+/// Names of chunks remembered, so that none is sent twice; more are not, so that memory is bounded.
+const SENT_MAX: usize = 1 << 20;
+/// Bytes of items in a record.
+const ITEMS_BYTES: usize = 256 << 10;
+/// Chunks of one item, so that whoever has to find them all at once needs bounded memory.
+const RANGE_CHUNKS: usize = 256;
+/// Bytes read at once.
+const READ: usize = 1 << 20;
+
+/// What to send.
+#[derive(Debug, Clone)]
+pub struct SendOptions {
+    /// Number of the checkpoint.
+    pub checkpoint: u64,
+    /// Number of the one that the other side has.
+    pub base: Option<u64>,
+    /// Where to go on.
+    pub resume: Option<Reached>,
+    /// Level of compression.
+    pub level: i32,
+    /// Chunks that the other side has.
+    pub have: HashSet<Name>,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Chunks.
+    pub chunks: u64,
+    /// Their bytes.
+    pub chunk_bytes: u64,
+    /// Bytes of the stream.
+    pub stream_bytes: u64,
+}
+
+/// Errors of sending and receiving.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The store's.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stream's.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// The identity of a checkpoint, the same in every store that has it.
+pub(super) fn source_of(store: &Store, c: &Checkpoint) -> Source {
+    c.source.clone().unwrap_or_else(|| Source {
+        store: store.uuid().iter().map(|b| format!("{b:02x}")).collect(),
+        id: c.id,
+    })
+}
+
+/// Keeps a tree for as long as it is sent.
+struct Pinned<'a>(&'a Store, PageId);
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        self.0.unpin_root(self.1);
+    }
+}
+
+fn pin(store: &Store, id: u64) -> Result<(Pinned<'_>, Checkpoint), StoreError> {
+    let (root, c) = store.pin_found(|c| match c.checkpoints.get(&id) {
+        Some(k) => Ok((k.root, k.clone())),
+        None => Err(StoreError::NotFound("the checkpoint was deleted".into())),
+    })?;
+    Ok((Pinned(store, root), c))
+}
+
+/// Sends a checkpoint.
+///
+/// # Errors
+/// Not found; damaged contents, named; the other end's.
+pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, TransferError> {
+    let (tree, c) = pin(store, o.checkpoint)?;
+    let base = o.base.map(|b| pin(store, b)).transpose()?;
+    let mut s = Sender {
+        store,
+        out: Writer::new(to)?,
+        level: o.level,
+        have: o.have,
+        sent: HashSet::new(),
+        frame: Builder::default(),
+        items: Vec::new(),
+        items_bytes: 0,
+        count: 0,
+        ino: 0,
+        unmap: Vec::new(),
+        map: Vec::new(),
+        skip: o.resume.unwrap_or((0, 0)),
+        report: Sent::default(),
+    };
+    s.out.write(&Record::Begin(Box::new(Begin {
+        source: source_of(store, &c),
+        name: c.name.clone(),
+        head: c.head.clone(),
+        tags: c.tags.clone(),
+        created_us: c.created_us,
+        next_ino: c.next_ino,
+        base: base.as_ref().map(|(_, b)| source_of(store, b)),
+        base_name: base.as_ref().map(|(_, b)| b.name.clone()),
+        resume: o.resume,
+    })))?;
+    let from = base.as_ref().map_or(0, |(b, _)| b.1);
+    let mut failed = None;
+    tree::diff(
+        &mut store.quiet(),
+        from,
+        tree.1,
+        &mut |k, old, new| match s.change(k, old, new) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => {
+                failed = Some(e);
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    s.end_inode()?;
+    s.emit((u64::MAX, 0))?;
+    s.out.write(&Record::End(s.count, s.report.chunks))?;
+    s.report.stream_bytes = s.out.bytes;
+    Ok(s.report)
+}
+
+struct Sender<'a, W> {
+    store: &'a Store,
+    out: Writer<W>,
+    level: i32,
+    have: HashSet<Name>,
+    sent: HashSet<Name>,
+    frame: Builder,
+    items: Vec<Item>,
+    items_bytes: usize,
+    count: u64,
+    /// Inode that changes are of, its ranges that go and those that come.
+    ino: u64,
+    unmap: Vec<(u64, Extent)>,
+    map: Vec<(u64, Extent)>,
+    skip: Reached,
+    report: Sent,
+}
+
+impl<W: Write> Sender<'_, W> {
+    fn change(
+        &mut self,
+        k: &[u8],
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<(), TransferError> {
+        let bad = || StoreError::corrupt("meta", "a record of the checkpoint makes no sense");
+        let (ino, kind, _) = key::split(k).ok_or_else(bad)?;
+        if ino != self.ino {
+            self.end_inode()?;
+            self.ino = ino;
+        }
+        if ino < self.skip.0 {
+            return Ok(());
+        }
+        if kind == key::EXTENT {
+            let at = key::extent_offset(k).ok_or_else(bad)?;
+            if let Some(e) = old {
+                self.unmap.push((at, Extent::decode(e).ok_or_else(bad)?));
+            }
+            if let Some(e) = new {
+                self.map.push((at, Extent::decode(e).ok_or_else(bad)?));
+            }
+            return Ok(());
+        }
+        if self.is_begun(ino) {
+            return Ok(());
+        }
+        let item = if kind == key::DIRENT {
+            let name = key::dirent_parts(k).ok_or_else(bad)?.1.to_vec();
+            match new {
+                Some(v) => Item::PutName(ino, name, v.to_vec()),
+                None => Item::DeleteName(ino, name),
+            }
+        } else {
+            match new {
+                Some(v) => Item::Put(k.to_vec(), v.to_vec()),
+                None => Item::Delete(k.to_vec()),
+            }
+        };
+        self.push(item);
+        if self.items_bytes >= ITEMS_BYTES {
+            self.emit((ino, 0))?;
+        }
+        Ok(())
+    }
+
+    /// True if the other side has all of an inode but contents.
+    fn is_begun(&self, ino: u64) -> bool {
+        ino == self.skip.0 && self.skip.1 > 0
+    }
+
+    fn push(&mut self, item: Item) {
+        self.items_bytes += match &item {
+            Item::Put(k, v) => k.len() + v.len() + 8,
+            Item::Map(_, _, c) => c.len() * 36 + 32,
+            Item::PutName(_, n, v) => n.len() + v.len() + 16,
+            Item::Delete(k) => k.len() + 8,
+            Item::DeleteName(_, n) => n.len() + 16,
+            Item::Unmap(..) => 32,
+        };
+        self.count += 1;
+        self.items.push(item);
+    }
+
+    /// Writes what waits.
+    fn emit(&mut self, reached: Reached) -> Result<(), TransferError> {
+        if !self.frame.is_empty() {
+            let frame = self.frame.close(self.level);
+            self.out.write(&Record::Chunks(frame))?;
+        }
+        if !self.items.is_empty() {
+            let items = std::mem::take(&mut self.items);
+            self.items_bytes = 0;
+            self.out.write(&Record::Items(items, reached))?;
+        }
+        Ok(())
+    }
+
+    /// Contents come last, and what goes before what comes: a new range may lie where two old ones were.
+    fn end_inode(&mut self) -> Result<(), TransferError> {
+        let ino = self.ino;
+        let (unmap, map) = (
+            std::mem::take(&mut self.unmap),
+            std::mem::take(&mut self.map),
+        );
+        // A write splits extents: what both sides map to the same place has not changed.
+        let same = unchanged(&unmap, &map);
+        let of = |v: &[(u64, Extent)]| -> Vec<(u64, u64)> {
+            let each = v.iter();
+            each.map(|(at, e)| (*at, at + u64::from(e.len))).collect()
+        };
+        let gone = ranges::split(&of(&unmap), &same).0;
+        let come = ranges::split(&of(&map), &same).0;
+        if !self.is_begun(ino) {
+            for (from, to) in gone {
+                self.push(Item::Unmap(ino, from, to - from));
+                if self.items_bytes >= ITEMS_BYTES {
+                    self.emit((ino, 0))?;
+                }
+            }
+        }
+        let begin = if self.is_begun(ino) { self.skip.1 } else { 0 };
+        let mut map = map.into_iter().peekable();
+        for (from, to) in come {
+            // The extent that the range is a part of.
+            while map
+                .next_if(|(at, e)| at + u64::from(e.len) <= from)
+                .is_some()
+            {}
+            let Some((at, e)) = map.peek().copied() else {
+                break;
+            };
+            let part = Extent {
+                off: e.off + (from - at),
+                len: u32::try_from(to - from).unwrap_or(e.len),
+                ..e
+            };
+            let done = begin.saturating_sub(from).min(to - from);
+            if done < to - from {
+                self.send_range(ino, from, &part, done)?;
+            }
+        }
+        if self.items_bytes >= ITEMS_BYTES {
+            self.emit((ino + 1, 0))?;
+        }
+        Ok(())
+    }
+
+    /// Sends an extent from `done` on.
+    fn send_range(
+        &mut self,
+        ino: u64,
+        at: u64,
+        e: &Extent,
+        done: u64,
+    ) -> Result<(), TransferError> {
+        let place = |skip: u64| Place {
+            segment: e.seg,
+            offset: e.off + skip,
+        };
+        let mut start = done;
+        let mut chunks: Vec<(u32, Name)> = Vec::new();
+        let mut next = done;
+        for (skip, len, name) in self.store.named(place(done), u64::from(e.len) - done)? {
+            let (skip, mut left) = (skip + done, len);
+            let mut buf = Vec::new();
+            let mut known = name;
+            // A chunk with a name is taken as it is; what has none is cut.
+            let mut at_byte = skip;
+            while left > 0 {
+                let (n, name) = match known.take() {
+                    Some(name) => {
+                        if self.is_new(&name) {
+                            buf.resize(usize::try_from(len).unwrap_or(0), 0);
+                            self.read(place(skip), &mut buf)?;
+                            if name_of(&buf) != name {
+                                return Err(self.damaged(place(skip)).into());
+                            }
+                            self.add(name, &buf);
+                        }
+                        (len, name)
+                    }
+                    None => {
+                        if buf.len() < chunker::MAX && (buf.len() as u64) < left {
+                            let want = usize::try_from(left).unwrap_or(READ).min(READ);
+                            let have = buf.len();
+                            buf.resize(want, 0);
+                            self.read(place(at_byte + have as u64), &mut buf[have..])?;
+                        }
+                        let n = chunker::cut(&buf[..buf.len().min(chunker::MAX)]);
+                        let name = name_of(&buf[..n]);
+                        if self.is_new(&name) {
+                            let bytes: Vec<u8> = buf[..n].to_vec();
+                            self.add(name, &bytes);
+                        }
+                        buf.drain(..n);
+                        (n as u64, name)
+                    }
+                };
+                chunks.push((u32::try_from(n).unwrap_or(u32::MAX), name));
+                at_byte += n;
+                left -= n;
+                next = at_byte;
+                if self.frame.is_full() || chunks.len() >= RANGE_CHUNKS {
+                    self.push(Item::Map(ino, at + start, std::mem::take(&mut chunks)));
+                    start = next;
+                    self.emit((ino, at + next))?;
+                }
+            }
+        }
+        if !chunks.is_empty() {
+            self.push(Item::Map(ino, at + start, chunks));
+        }
+        if self.items_bytes >= ITEMS_BYTES {
+            self.emit((ino, at + next))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
+        let _gate = self
+            .store
+            .gate
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.store.read_data(place, buf)
+    }
+
+    fn damaged(&self, place: Place) -> StoreError {
+        StoreError::corrupt(
+            &crate::store::segments::file_name(place.segment),
+            format!(
+                "the bytes at {} of inode {} do not have their sum; 'cowfs check --data --repair' may help",
+                place.offset, self.ino
+            ),
+        )
+    }
+
+    /// True if a chunk has to be sent.
+    fn is_new(&self, name: &Name) -> bool {
+        !self.have.contains(name) && !self.sent.contains(name)
+    }
+
+    fn add(&mut self, name: Name, bytes: &[u8]) {
+        if self.sent.len() < SENT_MAX {
+            self.sent.insert(name);
+        }
+        self.frame.add(name, bytes);
+        self.report.chunks += 1;
+        self.report.chunk_bytes += bytes.len() as u64;
+    }
+}
+
+/// Ranges of a file that both sides map to the same place; both lists are in order.
+fn unchanged(old: &[(u64, Extent)], new: &[(u64, Extent)]) -> Vec<(u64, u64)> {
+    let mut same = Vec::new();
+    let mut i = 0;
+    for (at, e) in new {
+        let end = at + u64::from(e.len);
+        while i < old.len() && old[i].0 + u64::from(old[i].1.len) <= *at {
+            i += 1;
+        }
+        for (was, o) in old[i..].iter().take_while(|o| o.0 < end) {
+            // Offsets may be smaller than places in the file.
+            let here = o.off.wrapping_sub(*was) == e.off.wrapping_sub(*at);
+            if o.seg == e.seg && here {
+                same.push(((*at).max(*was), end.min(was + u64::from(o.len))));
+            }
+        }
+    }
+    same
+}
+
+impl Store {
+    /// Pieces of a range, in order: offset in it, length, and the name of those that are whole chunks of the index.
+    fn named(&self, place: Place, len: u64) -> Result<Vec<(u64, u64, Option<Name>)>, StoreError> {
+        let (from, to) = (place.offset, place.offset + len);
+        let mut out = Vec::new();
+        let mut at = from;
+        let mut f = |seg: u32, off: u64, e: crate::store::packs::records::Entry| {
+            let end = off + u64::from(e.len);
+            if seg != place.segment || off < at || end > to {
+                return;
+            }
+            if off > at {
+                out.push((at - from, off - at, None));
+            }
+            out.push((off - from, u64::from(e.len), Some(e.name)));
+            at = end;
+        };
+        self.each_entry((place.segment, from), (place.segment, to), &mut f)?;
+        if at < to {
+            out.push((at - from, to - at, None));
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,853 @@
+//! History: packing and reading what is packed, pruning, sending and receiving, damage and repair.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use cowfs::history::{SendOptions, receive, send};
+use cowfs::store::Store;
+use cowfs::store::packs::PackOptions;
+use cowfs_tests::Rng;
+use cowfs_tests::driver::{Driver, checkpoint};
+use cowfs_tests::dump::{check, check_data, dump};
+use cowfs_tests::live::{Live, binary};
+use cowfs_tests::simdisk::SimDisk;
+
+fn noise(rng: &mut Rng, len: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        out.extend_from_slice(&rng.draw().to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// Everything that a tree shows but access and change times, as text.
+fn tree(dir: &Path) -> String {
+    let script = "cd \"$1\" && find . -printf '%p %y %m %U %G %s %T@ %n %l\\n' | sort && \
+                  find . -type f -print0 | sort -z | xargs -0 -r sha256sum && \
+                  getfattr -R -d -m user. . 2>/dev/null | sort";
+    let out = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(dir)
+        .output()
+        .expect("a shell");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        text.lines().count() > 1,
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    text
+}
+
+/// A tree with something of everything; `seed` decides contents.
+fn fill(dir: &Path, seed: u64) {
+    let mut rng = Rng(seed);
+    fs::create_dir_all(dir.join("d/e")).expect("room");
+    for i in 0..40 {
+        let len = [0, 1, 700, 5000, 40_000][i % 5] + rng.below(50) as usize;
+        fs::write(dir.join(format!("d/f{i}")), noise(&mut rng, len)).expect("room");
+    }
+    fs::write(dir.join("large"), noise(&mut rng, 3 << 20)).expect("room");
+    fs::write(
+        dir.join("text"),
+        "the same line again and again\n".repeat(9000),
+    )
+    .expect("room");
+    let sparse = fs::File::create(dir.join("sparse")).expect("room");
+    sparse.write_all_at(b"far", 5 << 20).expect("room");
+    sparse.write_all_at(b"near", 8192).expect("room");
+    fs::hard_link(dir.join("text"), dir.join("d/e/link")).expect("room");
+    symlink("text", dir.join("symlink")).expect("room");
+    fs::set_permissions(dir.join("d/f1"), fs::Permissions::from_mode(0o4711)).expect("ours");
+    let set = Command::new("setfattr")
+        .args(["-n", "user.x", "-v", "value"])
+        .arg(dir.join("d/f2"))
+        .status();
+    assert!(set.is_ok_and(|s| s.success()), "setfattr");
+    fs::copy("/bin/true", dir.join("program")).expect("room");
+}
+
+fn text(out: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
+}
+
+fn cowfs(args: &[&str]) -> Output {
+    Command::new(binary())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
+}
+
+fn ok(args: &[&str]) -> String {
+    let out = cowfs(args);
+    assert!(out.status.success(), "{args:?}: {}", text(&out));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// Checks a store that is not mounted, with its contents.
+fn clean(store: &Path) {
+    ok(&["check", "--data", store.to_str().expect("a name")]);
+}
+
+/// Shows a checkpoint beside the head, runs `f` on it, and takes it away.
+fn at<T>(l: &Live, checkpoint: &str, f: impl FnOnce(&Path) -> T) -> T {
+    let dir = l.beside("at");
+    let shown = dir.display().to_string();
+    l.run(&[
+        "mount",
+        &l.store().display().to_string(),
+        &shown,
+        "--at",
+        checkpoint,
+    ]);
+    let value = f(&dir);
+    l.run(&["unmount", &shown]);
+    value
+}
+
+/// Bytes of blocks below a directory.
+fn blocks(dir: &Path) -> u64 {
+    let mut sum = 0;
+    for e in fs::read_dir(dir).expect("there").flatten() {
+        sum += e.metadata().map_or(0, |m| m.blocks() * 512);
+    }
+    sum
+}
+
+#[test]
+fn what_is_packed_reads_maps_runs_and_rolls_back() {
+    let l = Live::new();
+    let m = l.mnt();
+    fill(&l.at(""), 1);
+    let first = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "one"]);
+    for name in ["large", "program", "text", "d/f3"] {
+        fs::remove_file(l.at(name)).expect("there");
+    }
+    fs::write(l.at("d/f4"), "other").expect("room");
+    l.run(&["checkpoint", &m, "two"]);
+    let second = tree(&l.at(""));
+    let stats = |name: &str| {
+        let v: serde_json::Value =
+            serde_json::from_str(&l.run(&["stats", &m, "--json"])).expect("JSON");
+        v["store"][name].as_u64().expect("a number")
+    };
+    assert_eq!(stats("packed_bytes"), 0);
+    l.run(&["pack", &m]);
+    let packed = stats("packed_bytes");
+    assert!(packed > 3 << 20, "{packed}");
+    // What the head holds stays as it is.
+    assert!(packed < 5 << 20, "{packed}");
+    assert_eq!(tree(&l.at("")), second);
+    at(&l, "one", |dir| {
+        assert_eq!(tree(dir), first);
+        let ran = Command::new(dir.join("program")).status();
+        assert!(ran.expect("it starts").success());
+    });
+    // Packing again finds nothing to do.
+    l.run(&["pack", &m]);
+    assert_eq!(stats("packed_bytes"), packed);
+    l.run(&["rollback", &m, "one"]);
+    assert_eq!(tree(&l.at("")), first);
+    let ran = Command::new(l.at("program")).status();
+    assert!(ran.expect("it starts").success());
+    // Written over in part, the rest still comes from the pack.
+    let f = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(l.at("large"))
+        .expect("there");
+    let mut want = fs::read(l.at("large")).expect("there");
+    f.write_all_at(b"changed", 1_000_001).expect("room");
+    want[1_000_001..1_000_008].copy_from_slice(b"changed");
+    drop(f);
+    l.run(&["pack", &m, "--checkpoint", "one", "--checkpoint", "two"]);
+    l.run(&["gc", &m]);
+    assert!(fs::read(l.at("large")).expect("there") == want);
+    at(&l, "one", |dir| assert_eq!(tree(dir), first));
+    at(&l, "two", |dir| assert_eq!(tree(dir), second));
+    l.run(&["unmount", &m]);
+    clean(&l.store());
+    l.mount(&[]);
+    assert!(fs::read(l.at("large")).expect("there") == want);
+    at(&l, "two", |dir| assert_eq!(tree(dir), second));
+    l.check();
+}
+
+#[test]
+fn packing_shares_and_deleting_gives_back() {
+    let l = Live::new();
+    let m = l.mnt();
+    let mut rng = Rng(3);
+    let mut data = noise(&mut rng, 6 << 20);
+    for round in 0..4 {
+        // Eight bytes more, so that nothing lies at the same place.
+        data.splice(1000 * round..1000 * round, noise(&mut rng, 8));
+        fs::write(l.at("file"), &data).expect("room");
+        l.run(&["checkpoint", &m, &format!("c{round}")]);
+    }
+    fs::remove_file(l.at("file")).expect("there");
+    l.run(&["pack", &m]);
+    let stored = blocks(&l.store().join("packs"));
+    assert!(stored < 8 << 20, "four versions take {stored}");
+    let left = blocks(&l.store().join("data"));
+    assert!(left < 2 << 20, "{left} are left in segments");
+    l.run(&["delete", &m, "c0"]);
+    l.run(&["delete", &m, "c1"]);
+    l.run(&["delete", &m, "c2"]);
+    l.run(&["gc", &m, "--wait"]);
+    at(&l, "c3", |dir| {
+        assert!(fs::read(dir.join("file")).expect("there") == data)
+    });
+    l.run(&["delete", &m, "c3"]);
+    l.run(&["gc", &m, "--wait"]);
+    let stored = blocks(&l.store().join("packs"));
+    assert!(stored < 1 << 20, "{stored} are left in packs");
+    l.check();
+}
+
+#[test]
+fn packing_can_be_killed_at_any_step() {
+    let l = Live::new();
+    let m = l.mnt();
+    fill(&l.at(""), 2);
+    let first = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "one", "--wait"]);
+    fs::remove_file(l.at("large")).expect("there");
+    fs::remove_dir_all(l.at("d")).expect("there");
+    l.run(&["checkpoint", &m, "two", "--wait"]);
+    let second = tree(&l.at(""));
+    l.run(&["unmount", &m]);
+    let look = |fault: &str, second: &str| {
+        clean(&l.store());
+        l.mount(&[]);
+        assert_eq!(tree(&l.at("")), second, "{fault}");
+        at(&l, "one", |dir| assert_eq!(tree(dir), first, "{fault}"));
+        l.run(&["unmount", &m]);
+    };
+    let points = [
+        "pack:frames",
+        "pack:synced",
+        "pack:chunks",
+        "pack:mapped",
+        "pack:done",
+        "gc:mark",
+        "gc:free",
+        "gc:index",
+        "gc:packs",
+    ];
+    for fault in points {
+        l.mount(&[("COWFS_FAULT", fault)]);
+        let out = l.try_run(&["pack", &m], &[]);
+        assert!(!out.status.success(), "{fault}: it was not killed");
+        l.clear();
+        look(fault, &second);
+    }
+    let mut rng = Rng(11);
+    for round in 0..4 {
+        // Something new to pack in each round.
+        l.mount(&[]);
+        let more = noise(&mut rng, 8 << 20);
+        fs::write(l.at("more"), &more).expect("room");
+        l.run(&["checkpoint", &m, &format!("more{round}"), "--wait"]);
+        fs::remove_file(l.at("more")).expect("there");
+        let mut child = Command::new(binary())
+            .args(["pack", &m])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(800)));
+        l.kill();
+        child.wait().expect("it ends");
+        l.mount(&[]);
+        let name = format!("more{round}");
+        at(&l, &name, |dir| {
+            assert!(fs::read(dir.join("more")).expect("there") == more)
+        });
+        l.run(&["unmount", &m]);
+        clean(&l.store());
+    }
+    l.mount(&[]);
+    l.run(&["pack", &m]);
+    let now = tree(&l.at(""));
+    l.run(&["unmount", &m]);
+    look("none", &now);
+}
+
+#[test]
+fn prune_keeps_what_the_rules_and_the_heads_need() {
+    let l = Live::new();
+    let m = l.mnt();
+    for i in 0..6 {
+        fs::write(l.at("f"), format!("{i}")).expect("room");
+        l.run(&["checkpoint", &m, &format!("c{i}")]);
+    }
+    l.run(&["pin", &m, "c0"]);
+    l.run(&["tag", &m, "c1", "keep=yes"]);
+    let none = l.try_run(&["prune", &m], &[]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(text(&none).contains("--keep-last"), "{}", text(&none));
+    let bad = l.try_run(&["prune", &m, "--keep-within", "5x"], &[]);
+    assert_eq!(bad.status.code(), Some(2));
+    let names = || l.run(&["list", &m, "--no-headers", "-o", "name"]);
+    let rules = ["--keep-last", "2", "--keep-tag", "keep"];
+    let mut dry = vec!["prune", m.as_str(), "--dry-run"];
+    dry.extend(rules);
+    assert_eq!(l.run(&dry), "c2\nc3\n");
+    assert_eq!(names().lines().count(), 7);
+    l.run(&["rollback", &m, "c2"]);
+    let mut real = vec!["prune", m.as_str()];
+    real.extend(rules);
+    assert_eq!(l.run(&real), "c3\n", "the head continues c2");
+    l.run(&["gc", &m, "--wait"]);
+    let left = names();
+    for name in ["c0", "c1", "c2", "c4", "c5", "left-"] {
+        assert!(left.contains(name), "{name} is gone: {left}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&l.run(&["prune", &m, "--keep-last", "1", "--dry-run", "--json"]))
+            .expect("JSON");
+    assert_eq!(json["dry_run"], true);
+    assert_eq!(json["plan"][0]["reasons"][0], "pinned");
+    l.check();
+}
+
+/// A second store beside the one of a test.
+fn other(l: &Live, name: &str) -> PathBuf {
+    let store = l.beside("others").join(name);
+    ok(&["init", store.to_str().expect("a name")]);
+    store
+}
+
+fn shown(l: &Live, store: &Path, checkpoint: &str) -> String {
+    let dir = l.beside("shown");
+    let (s, d) = (store.display().to_string(), dir.display().to_string());
+    ok(&["mount", &s, &d, "--at", checkpoint]);
+    let t = tree(&dir);
+    ok(&["unmount", &d]);
+    t
+}
+
+#[test]
+fn checkpoints_travel_whole_and_as_differences() {
+    let l = Live::new();
+    let m = l.mnt();
+    fill(&l.at(""), 4);
+    let first = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "one", "--tag", "why=test"]);
+    fs::rename(l.at("d"), l.at("moved")).expect("there");
+    fs::remove_file(l.at("moved/f7")).expect("there");
+    fs::remove_file(l.at("symlink")).expect("there");
+    let f = fs::File::options()
+        .write(true)
+        .open(l.at("large"))
+        .expect("there");
+    f.write_all_at(&[7; 9000], 1_500_000).expect("room");
+    f.set_len(2_900_000).expect("room");
+    drop(f);
+    fs::write(l.at("new"), noise(&mut Rng(8), 400_000)).expect("room");
+    l.run(&["checkpoint", &m, "two"]);
+    let second = tree(&l.at(""));
+    let (a, b) = (l.beside("files").join("a"), l.beside("files").join("b"));
+    let (a, b) = (a.display().to_string(), b.display().to_string());
+    l.run(&["send", &m, "one", "--to", &a]);
+    // Packed or not, the same is sent.
+    l.run(&["pack", &m]);
+    l.run(&["send", &m, "two", "--from", "one", "--to", &b]);
+    let size = |p: &str| fs::metadata(p).expect("there").len();
+    assert!(size(&b) < size(&a) / 3, "{} of {}", size(&b), size(&a));
+    let store = other(&l, "t");
+    let t = store.display().to_string();
+    let early = cowfs(&["receive", &t, "--from", &b]);
+    assert_eq!(early.status.code(), Some(1));
+    assert!(
+        text(&early).contains("receive that first"),
+        "{}",
+        text(&early)
+    );
+    assert_eq!(ok(&["receive", &t, "--from", &a]), "one\n");
+    assert_eq!(
+        ok(&["receive", &t, "--from", &b, "--name", "deux"]),
+        "deux\n"
+    );
+    let again = cowfs(&["receive", &t, "--from", &b]);
+    assert!(
+        text(&again).contains("here already, as deux"),
+        "{}",
+        text(&again)
+    );
+    assert_eq!(shown(&l, &store, "one"), first);
+    assert_eq!(shown(&l, &store, "deux"), second);
+    let list: serde_json::Value = serde_json::from_str(&ok(&["list", &t, "--json"])).expect("JSON");
+    assert_eq!(list["checkpoints"][0]["tags"]["why"], "test");
+    clean(&store);
+    // A head goes on from what was received; what comes of it goes back as a difference.
+    ok(&["clone", &t, "deux", "work"]);
+    let dir = l.beside("work");
+    let d = dir.display().to_string();
+    ok(&["mount", &t, &d, "--head", "work"]);
+    fs::write(dir.join("text"), "written there").expect("room");
+    fs::remove_file(dir.join("program")).expect("there");
+    ok(&["checkpoint", &d, "three"]);
+    let third = tree(&dir);
+    let pipe = format!(
+        "{0} send {d} three --from deux | {0} receive {m}",
+        binary().display()
+    );
+    let out = Command::new("sh")
+        .args(["-c", &pipe])
+        .output()
+        .expect("a shell");
+    assert!(out.status.success(), "{}", text(&out));
+    ok(&["unmount", &d]);
+    at(&l, "three", |dir| assert_eq!(tree(dir), third));
+    l.run(&["rollback", &m, "three"]);
+    assert_eq!(tree(&l.at("")), third);
+    clean(&store);
+    l.run(&["unmount", &m]);
+    clean(&l.store());
+}
+
+#[test]
+fn a_broken_stream_is_resumed_and_never_seen_in_part() {
+    let l = Live::new();
+    let m = l.mnt();
+    fill(&l.at(""), 5);
+    fs::write(l.at("zz"), noise(&mut Rng(6), 30 << 20)).expect("room");
+    let want = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "one"]);
+    let whole = l.beside("files").join("whole");
+    let w = whole.display().to_string();
+    l.run(&["send", &m, "one", "--to", &w]);
+    let bytes = fs::read(&whole).expect("there");
+    let store = other(&l, "t");
+    let t = store.display().to_string();
+    let cut = l.beside("files").join("cut");
+    fs::write(&cut, &bytes[..bytes.len() * 9 / 10]).expect("room");
+    let broken = cowfs(&["receive", &t, "--from", &cut.display().to_string()]);
+    assert_eq!(broken.status.code(), Some(1));
+    let says = text(&broken);
+    assert_eq!(ok(&["list", &t, "--no-headers", "-o", "name"]), "main\n");
+    clean(&store);
+    let token = says.trim().rsplit(' ').next().expect("a token").to_owned();
+    assert!(says.contains("--resume"), "{says}");
+    let wrong = cowfs(&["send", &m, "one", "--resume", "nonsense"]);
+    assert!(text(&wrong).contains("no token"), "{}", text(&wrong));
+    let rest = l.beside("files").join("rest");
+    let r = rest.display().to_string();
+    l.run(&["send", &m, "one", "--resume", &token, "--to", &r]);
+    let rest_len = fs::metadata(&rest).expect("there").len();
+    assert!(
+        rest_len < bytes.len() as u64 / 2,
+        "{rest_len} of {}",
+        bytes.len()
+    );
+    ok(&["receive", &t, "--from", &r]);
+    assert_eq!(shown(&l, &store, "one"), want);
+    clean(&store);
+    // Without the first part the rest is refused.
+    let store = other(&l, "u");
+    let u = store.display().to_string();
+    let alone = cowfs(&["receive", &u, "--from", &r]);
+    assert!(
+        text(&alone).contains("without --resume"),
+        "{}",
+        text(&alone)
+    );
+    clean(&store);
+}
+
+/// A small store with a checkpoint.
+fn small() -> Arc<Store> {
+    let disk = SimDisk::default();
+    Store::init_on(Arc::new(disk.clone())).expect("a new store");
+    let store = Store::open_on(Arc::new(disk), None).expect("it opens");
+    let mut d = Driver::new(&store, "main");
+    let mut rng = Rng(1);
+    for i in 0..20 {
+        let f = d.create(1, &format!("file {i}")).expect("room");
+        let bytes = noise(&mut rng, 300 * i);
+        d.write(f, 0, &bytes).expect("room");
+    }
+    d.forget_all(&[]);
+    checkpoint(&store, "one");
+    store
+}
+
+fn empty() -> Arc<Store> {
+    let disk = SimDisk::default();
+    Store::init_on(Arc::new(disk.clone())).expect("a new store");
+    Store::open_on(Arc::new(disk), None).expect("it opens")
+}
+
+fn stream_of(store: &Store) -> Vec<u8> {
+    let mut out = Vec::new();
+    let options = SendOptions {
+        checkpoint: 1,
+        base: None,
+        resume: None,
+        level: 1,
+        have: Default::default(),
+    };
+    send(store, options, &mut out).expect("it is sent");
+    out
+}
+
+#[test]
+fn damaged_and_hostile_streams_leave_nothing() {
+    let from = small();
+    let stream = stream_of(&from);
+    let to = empty();
+    let mut rng = Rng(4);
+    for i in 0..300 {
+        let mut bad = stream.clone();
+        match i % 3 {
+            0 => bad.truncate(rng.below(bad.len() as u64) as usize),
+            1 => {
+                let at = rng.below(bad.len() as u64) as usize;
+                bad[at] ^= 1 << rng.below(8);
+            }
+            _ => {
+                let at = rng.below(bad.len() as u64) as usize;
+                let n = (rng.below(200) as usize).min(bad.len() - at);
+                bad.drain(at..at + n.max(1).min(bad.len() - at));
+            }
+        }
+        let e = receive(&to, &bad[..], None)
+            .expect_err("it is damaged")
+            .to_string();
+        assert!(e.len() > 10, "an error that says nothing: {e}");
+        assert!(to.catalog().expect("it works").checkpoints.is_empty());
+    }
+    check(&to);
+    let got = receive(&to, &stream[..], None).expect("whole");
+    assert_eq!(got.name, "one");
+    let root = |s: &Store| {
+        s.catalog()
+            .expect("it works")
+            .checkpoint_named("one")
+            .expect("there")
+            .root
+    };
+    assert!(dump(&to, root(&to)) == dump(&from, root(&from)));
+    check(&to);
+    check_data(&to);
+    to.gc().expect("a collection");
+    assert!(dump(&to, root(&to)) == dump(&from, root(&from)));
+}
+
+/// Sums that are right do not make records right.
+#[test]
+fn a_stream_whose_records_contradict_each_other_is_refused() {
+    use cowfs::history::stream::{Item, Reader, Record, Writer};
+    let stream = stream_of(&small());
+    let change = |f: &dyn Fn(&mut Vec<Item>)| {
+        let mut out = Vec::new();
+        let mut r = Reader::new(&stream[..]).expect("a stream");
+        let mut w = Writer::new(&mut out).expect("memory");
+        let mut count = 0;
+        loop {
+            match r.read().expect("whole") {
+                Record::Items(mut items, at) => {
+                    f(&mut items);
+                    count += items.len() as u64;
+                    w.write(&Record::Items(items, at)).expect("memory");
+                }
+                Record::End(_, chunks) => {
+                    w.write(&Record::End(count, chunks)).expect("memory");
+                    return out;
+                }
+                record => w.write(&record).expect("memory"),
+            }
+        }
+    };
+    type Twist<'a> = &'a dyn Fn(&mut Vec<Item>);
+    let bad: [Twist<'_>; 7] = [
+        &|i| i.push(Item::Map(3, 1 << 40, vec![(5, [1; 32])])),
+        &|i| i.push(Item::Put(vec![0; 9], vec![0; 96])),
+        &|i| i.push(Item::Put(vec![1; 4], vec![])),
+        &|i| i.push(Item::PutName(1, b"a/b".to_vec(), vec![0; 9])),
+        &|i| i.push(Item::PutName(1, b"lost".to_vec(), vec![9; 9])),
+        &|i| i.push(Item::Unmap(2, u64::MAX - 5, 9)),
+        &|i| i.retain(|i| !matches!(i, Item::Map(..))),
+    ];
+    for (n, f) in bad.iter().enumerate() {
+        let to = empty();
+        let e = receive(&to, &change(*f)[..], None)
+            .expect_err("nonsense")
+            .to_string();
+        assert!(e.contains("stream"), "{n}: {e}");
+        assert!(
+            to.catalog().expect("it works").checkpoints.is_empty(),
+            "{n}"
+        );
+        to.gc().expect("a collection");
+        check(&to);
+    }
+    let to = empty();
+    receive(&to, &change(&|_| ())[..], None).expect("unchanged");
+}
+
+#[test]
+fn a_power_cut_while_receiving_leaves_all_or_nothing() {
+    let from = small();
+    let stream = stream_of(&from);
+    let want = dump(
+        &from,
+        from.catalog()
+            .expect("it works")
+            .checkpoint_named("one")
+            .expect("there")
+            .root,
+    );
+    let mut rng = Rng(21);
+    let mut whole = 0;
+    for operations in 0..60 {
+        let disk = SimDisk::default();
+        Store::init_on(Arc::new(disk.clone())).expect("a new store");
+        let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
+        disk.cut_after(operations);
+        let done = receive(&store, &stream[..], None).is_ok();
+        drop(store);
+        disk.crash(&mut rng);
+        let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
+        check(&store);
+        check_data(&store);
+        match store.catalog().expect("it works").checkpoint_named("one") {
+            Some(c) => {
+                assert!(dump(&store, c.root) == want);
+                whole += 1;
+            }
+            None => assert!(!done, "it was received and is gone"),
+        }
+        if !done && store.catalog().expect("it works").checkpoints.is_empty() {
+            receive(&store, &stream[..], None).expect("it is sent again");
+            check(&store);
+        }
+    }
+    assert!(whole > 0, "no receive came to its end");
+}
+
+#[test]
+fn objects_are_shared_and_not_sent_twice() {
+    let l = Live::new();
+    let m = l.mnt();
+    fill(&l.at(""), 9);
+    let first = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "one"]);
+    fs::write(l.at("new"), noise(&mut Rng(5), 100_000)).expect("room");
+    let second = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "two"]);
+    let bucket = l.beside("bucket");
+    let url = format!("file://{}", bucket.display());
+    l.run(&["send", &m, "one", "--to", &url]);
+    let frames = bucket.join("cowfs-1/frames");
+    let before = blocks(&frames);
+    // Whole, and yet only what is new goes there.
+    l.run(&["send", &m, "two", "--to", &url]);
+    let more = blocks(&frames) - before;
+    assert!(
+        more < 200_000 && before > 3_000_000,
+        "{more} more than {before}"
+    );
+    let store = other(&l, "t");
+    let t = store.display().to_string();
+    assert_eq!(
+        ok(&["receive", &t, "--from", &url, "--checkpoint", "one"]),
+        "one\n"
+    );
+    assert_eq!(ok(&["receive", &t, "--from", &url]), "two\n");
+    assert_eq!(shown(&l, &store, "one"), first);
+    assert_eq!(shown(&l, &store, "two"), second);
+    clean(&store);
+    let none = cowfs(&["receive", &t, "--from", &url, "--checkpoint", "three"]);
+    assert!(
+        text(&none).contains("no checkpoint three"),
+        "{}",
+        text(&none)
+    );
+    let odd = cowfs(&["receive", &t, "--from", "ftp://x/y"]);
+    assert!(text(&odd).contains("s3://"), "{}", text(&odd));
+    // A frame that was damaged there is not believed.
+    let store = other(&l, "u");
+    let frame = fs::read_dir(&frames)
+        .expect("there")
+        .flatten()
+        .next()
+        .expect("one")
+        .path();
+    let mut bytes = fs::read(&frame).expect("there");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&frame, bytes).expect("room");
+    let u = store.display().to_string();
+    let bad = cowfs(&["receive", &u, "--from", &url, "--checkpoint", "one"]);
+    assert!(text(&bad).contains("is damaged"), "{}", text(&bad));
+    assert_eq!(ok(&["list", &u, "--no-headers", "-o", "name"]), "main\n");
+    clean(&store);
+}
+
+/// Flips a bit in every 64 KiB of what is written of every file in a directory.
+fn damage(dir: &Path) {
+    for e in fs::read_dir(dir).expect("there").flatten() {
+        let f = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(e.path())
+            .expect("ours");
+        let len = f.metadata().expect("there").len();
+        for at in (0..len).step_by(64 << 10) {
+            let mut piece = [0; 9000];
+            let n = f.read_at(&mut piece, at + 5000).expect("there");
+            if let Some(i) = piece[..n].iter().position(|b| *b != 0) {
+                let at = at + 5000 + i as u64;
+                f.write_all_at(&[piece[i] ^ 0x10], at).expect("room");
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_is_named_and_repaired_from_elsewhere() {
+    let l = Live::new();
+    let m = l.mnt();
+    let mut rng = Rng(13);
+    fs::create_dir(l.at("dir")).expect("room");
+    fs::write(l.at("dir/old"), noise(&mut rng, 2 << 20)).expect("room");
+    fs::write(l.at("kept"), noise(&mut rng, 2 << 20)).expect("room");
+    let first = tree(&l.at(""));
+    l.run(&["checkpoint", &m, "one"]);
+    fs::remove_file(l.at("dir/old")).expect("there");
+    l.run(&["checkpoint", &m, "two"]);
+    l.run(&["pack", &m]);
+    let url = format!("file://{}", l.beside("bucket").display());
+    l.run(&["send", &m, "one", "--to", &url]);
+    let twin = other(&l, "t");
+    let t = twin.display().to_string();
+    ok(&["receive", &t, "--from", &url]);
+    l.run(&["unmount", &m]);
+    let store = l.store();
+    let s = store.display().to_string();
+    for from in [url.as_str(), t.as_str()] {
+        damage(&store.join("packs"));
+        damage(&store.join("data"));
+        let found = cowfs(&["check", "--data", &s]);
+        assert_eq!(found.status.code(), Some(1));
+        let says = String::from_utf8_lossy(&found.stdout).into_owned();
+        assert!(says.contains("checkpoint one: /dir/old"), "{says}");
+        assert!(says.contains("checkpoint two: /kept"), "{says}");
+        assert!(says.contains("head main: /kept"), "{says}");
+        // Reading gives an error, not other bytes.
+        l.mount(&[]);
+        at(&l, "one", |dir| {
+            let e = fs::read(dir.join("dir/old")).expect_err("damaged");
+            assert_eq!(e.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
+        });
+        l.run(&["unmount", &m]);
+        // Nobody has it: nothing is made worse.
+        let alone = cowfs(&["check", "--data", "--repair", &s]);
+        assert_eq!(alone.status.code(), Some(1));
+        assert!(
+            text(&alone).contains("nobody asked has chunk"),
+            "{}",
+            text(&alone)
+        );
+        ok(&["check", "--data", "--repair", "--from", from, &s]);
+        let kept = fs::read_dir(store.join("repair")).expect("copies").count();
+        assert!(kept > 0);
+        clean(&store);
+        assert_eq!(shown(&l, &store, "one"), first);
+    }
+    l.mount(&[]);
+    l.run(&["pack", &m]);
+    l.run(&["gc", &m]);
+    at(&l, "one", |dir| assert_eq!(tree(dir), first));
+    l.check();
+}
+
+#[test]
+fn a_pack_goes_on_beside_writers() {
+    let store = small();
+    let before = {
+        let c = store.catalog().expect("it works");
+        c.checkpoint_named("one").expect("there").root
+    };
+    let want = dump(&store, before);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let mut d = Driver::new(&store, "main");
+            for i in 0..400u64 {
+                let f = d.create(1, &format!("w{i}")).expect("room");
+                d.write(f, 0, &vec![i as u8; 9000]).expect("room");
+                d.forget_all(&[]);
+                if i % 40 == 0 {
+                    checkpoint(&store, &format!("c{i}"));
+                }
+            }
+        });
+        for _ in 0..10 {
+            let options = PackOptions {
+                checkpoints: Vec::new(),
+                whole: false,
+                level: 1,
+            };
+            store.pack(&options).expect("it can be packed");
+            assert!(dump(&store, before) == want);
+        }
+    });
+    store
+        .pack(&PackOptions {
+            checkpoints: Vec::new(),
+            whole: false,
+            level: 1,
+        })
+        .expect("it can be packed");
+    check(&store);
+    check_data(&store);
+}
+
+#[test]
+fn old_checkpoints_are_packed_by_themselves() {
+    let l = Live::with_options("pack=1s");
+    let m = l.mnt();
+    fs::write(l.at("f"), noise(&mut Rng(2), 1 << 20)).expect("room");
+    let want = fs::read(l.at("f")).expect("there");
+    l.run(&["checkpoint", &m, "one"]);
+    fs::remove_file(l.at("f")).expect("there");
+    let mut packed = 0;
+    for _ in 0..1200 {
+        let v: serde_json::Value =
+            serde_json::from_str(&l.run(&["stats", &m, "--json"])).expect("JSON");
+        packed = v["store"]["packed_bytes"].as_u64().expect("a number");
+        if packed > 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(packed >= 1 << 20, "{packed}");
+    at(&l, "one", |dir| {
+        assert!(fs::read(dir.join("f")).expect("there") == want)
+    });
+    l.check();
+    let bad = l.try_run(
+        &[
+            "mount",
+            "-o",
+            "pack=soon",
+            &l.store().display().to_string(),
+            &m,
+        ],
+        &[],
+    );
+    assert_eq!(bad.status.code(), Some(2), "{}", text(&bad));
+}
