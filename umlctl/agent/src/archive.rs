@@ -262,3 +262,111 @@ fn one(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of the test's own, removed in the end.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("archive-{}-{name}", std::process::id()));
+            let _ = fs::remove_dir_all(&dir);
+            fs::create_dir(&dir).unwrap();
+            Self(dir)
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn head(kind: u8, name: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend(0o755u32.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend(u16::try_from(name.len()).unwrap().to_le_bytes());
+        bytes.extend(name);
+        bytes
+    }
+
+    fn file(name: &[u8], contents: &[u8]) -> Vec<u8> {
+        let mut bytes = head(b'f', name);
+        bytes.extend((contents.len() as u64).to_le_bytes());
+        bytes.extend(contents);
+        bytes
+    }
+
+    fn link(name: &[u8], target: &[u8]) -> Vec<u8> {
+        let mut bytes = head(b'l', name);
+        bytes.extend(u16::try_from(target.len()).unwrap().to_le_bytes());
+        bytes.extend(target);
+        bytes
+    }
+
+    #[test]
+    fn nothing_outside_is_written() {
+        let dir = Dir::new("hostile");
+        let outside = dir.0.join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "untouched").unwrap();
+        let target = outside.as_os_str().as_bytes();
+        let in_dir =
+            |entries: &[Vec<u8>]| [head(b'd', b"d"), entries.concat(), b"e".to_vec()].concat();
+        let far = [target, b"/file"].concat();
+        let streams = [
+            in_dir(&[file(b"..", b"x")]),
+            in_dir(&[file(b"../outside/file", b"x")]),
+            in_dir(&[file(b"", b"x")]),
+            in_dir(&[head(b'd', b".."), file(b"file", b"x"), b"e".to_vec()]),
+            in_dir(&[
+                link(b"l", target),
+                head(b'd', b"l"),
+                file(b"file", b"x"),
+                b"e".to_vec(),
+            ]),
+            in_dir(&[link(b"l", &far), file(b"l", b"x")]),
+            file(b"../outside/file", b"x"),
+            in_dir(&[vec![b'?'], head(b'f', b"x")]),
+            b"e".to_vec(),
+            (0..DEEPEST + 2).flat_map(|_| head(b'd', b"d")).collect(),
+        ];
+        for (i, stream) in streams.iter().enumerate() {
+            let to = dir.0.join(i.to_string());
+            fs::create_dir(&to).unwrap();
+            assert!(receive(&to, &mut &stream[..], 0o777).is_err(), "stream {i}");
+            assert_eq!(
+                fs::read_to_string(outside.join("file")).unwrap(),
+                "untouched"
+            );
+            assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "stream {i}");
+        }
+    }
+
+    #[test]
+    fn cut_anywhere() {
+        let dir = Dir::new("cut");
+        let source = dir.0.join("source");
+        fs::create_dir_all(source.join("a")).unwrap();
+        fs::write(source.join("a/f"), "contents").unwrap();
+        std::os::unix::fs::symlink("t", source.join("l")).unwrap();
+        let mut stream = Vec::new();
+        send(&source, &mut stream, &mut |_| panic!("nothing is left out")).unwrap();
+        for n in 0..stream.len() {
+            let to = dir.0.join("to");
+            let _ = fs::remove_dir_all(&to);
+            assert!(
+                receive(&to, &mut &stream[..n], 0o777).is_err(),
+                "cut to {n}"
+            );
+        }
+        let to = dir.0.join("whole");
+        receive(&to, &mut &stream[..], 0o777).unwrap();
+        assert_eq!(fs::read_to_string(to.join("a/f")).unwrap(), "contents");
+        assert_eq!(fs::read_link(to.join("l")).unwrap(), Path::new("t"));
+    }
+}

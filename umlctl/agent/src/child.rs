@@ -6,10 +6,14 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use umlctl_agent::archive;
 use umlctl_agent::exec::{Exec, What};
+
+/// Of open(2).
+const O_NOCTTY: i32 = 0o400;
 
 /// A started process, and our ends.
 pub struct Child {
@@ -60,18 +64,24 @@ pub fn start(exec: &Exec) -> Result<Child, (i32, String)> {
 
 fn on_terminal(exec: &Exec, (rows, columns): (u16, u16)) -> Result<Child, (i32, String)> {
     let failed = |e: io::Error| (126, format!("umlctl: no terminal: {e}"));
-    let open = || File::options().read(true).write(true).open("/dev/ptmx");
-    let master = open().map(OwnedFd::from).map_err(failed)?;
-    let number = sys::unlock_terminal(&master).map_err(failed)?;
-    let path = format!("/dev/pts/{number}");
-    if !Path::new(&path).exists() {
-        // The guest has not mounted it (yet).
+    if !Path::new("/dev/pts/ptmx").exists() {
+        // The guest has not mounted it (yet). Before a terminal is made, which belongs to one mount.
         let _ = std::fs::create_dir("/dev/pts");
         sys::mount_at("devpts", "/dev/pts", "devpts", 0, "").map_err(failed)?;
     }
+    let master = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/ptmx")
+        .map(OwnedFd::from)
+        .map_err(failed)?;
+    let number = sys::unlock_terminal(&master).map_err(failed)?;
+    let path = format!("/dev/pts/{number}");
+    // Not to become the agent's own terminal.
     let slave = File::options()
         .read(true)
         .write(true)
+        .custom_flags(O_NOCTTY)
         .open(&path)
         .map(OwnedFd::from)
         .map_err(failed)?;
@@ -141,6 +151,7 @@ fn builtin(what: What, exec: &Exec, theirs: &[OwnedFd; 3]) -> io::Result<i32> {
     if pid != 0 {
         return Ok(pid);
     }
+    sys::own_signals();
     sys::new_session();
     sys::unblock();
     sys::become_stdio([

@@ -118,7 +118,9 @@ impl Agent {
         match self.line.read(&mut bytes) {
             Ok(n) => {
                 self.taken += n;
-                self.decoder.push(&bytes[..n]);
+                if self.decoder.push_or_reset(&bytes[..n]) {
+                    self.reset();
+                }
             }
             Err(_) => return,
         }
@@ -130,6 +132,17 @@ impl Agent {
         while let Some(frame) = self.decoder.next_frame() {
             self.frame(&frame);
         }
+    }
+
+    /// Another host, or another life of this one.
+    fn reset(&mut self) {
+        for (_, s) in std::mem::take(&mut self.streams) {
+            s.hang_up();
+        }
+        self.output.clear();
+        // Both ends begin to count anew.
+        self.taken = 0;
+        self.hello();
     }
 
     fn frame(&mut self, frame: &Frame) {
@@ -156,15 +169,6 @@ impl Agent {
                 if let Some(s) = self.streams.remove(&id) {
                     s.hang_up();
                 }
-            }
-            Kind::ResetAll => {
-                for (_, s) in std::mem::take(&mut self.streams) {
-                    s.hang_up();
-                }
-                self.output.clear();
-                // Both ends begin to count anew.
-                self.taken = 0;
-                self.hello();
             }
             Kind::Exec if !self.streams.contains_key(&id) => {
                 let output = &mut self.output;

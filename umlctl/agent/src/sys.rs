@@ -220,6 +220,13 @@ pub fn children() -> io::Result<OwnedFd> {
     }
 }
 
+/// A child is not to ignore what the agent does.
+pub fn own_signals() {
+    for which in [signals::HUP, signals::TERM, signals::PIPE] {
+        ignore(which, false);
+    }
+}
+
 /// Unblocks all signals.
 pub fn unblock() {
     let set = [0u64; 16];
@@ -330,13 +337,14 @@ pub fn take_terminal() {
 pub fn before_exec(command: &mut std::process::Command, terminal: bool) {
     use std::os::unix::process::CommandExt;
     let act = move || {
+        own_signals();
         new_session();
         if terminal {
             take_terminal();
         }
         Ok(())
     };
-    // SAFETY: two system calls; nothing is allocated or locked.
+    // SAFETY: system calls; nothing is allocated or locked.
     unsafe { command.pre_exec(act) };
 }
 

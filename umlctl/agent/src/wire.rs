@@ -48,7 +48,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Agent: it is there. Payload: version u32. Sent when it starts, and as the answer to `ResetAll`.
+    /// Agent: it is there. Payload: version u32. Sent when it starts, and as the answer to a [`reset`].
     Hello = 1,
     /// Host: are you there? Any payload.
     Ping = 2,
@@ -62,8 +62,6 @@ kinds! {
     Done = 6,
     /// Either: this stream is over. From the host it is a hang-up; from the agent the payload says why.
     Reset = 7,
-    /// Host: all streams are over; what has not arrived yet is not wanted.
-    ResetAll = 8,
     /// Agent: so many bytes of the line were read since it last said so. Payload: u32.
     Taken = 9,
     /// Host: begin a stream. Payload: see [`crate::exec`].
@@ -94,6 +92,23 @@ pub mod channel {
     pub const STDOUT: u8 = 1;
     /// Standard error.
     pub const STDERR: u8 = 2;
+}
+
+/// Length of a [`reset`].
+pub const RESET: usize = 32;
+
+/// What the host sends when it is another than before, as after a resume: all streams are over, and whatever was begun is
+/// not going to be completed. No frame, as the agent may be in the middle of one, and then takes everything for its payload.
+/// Calculated, so that no file has it by chance, not even this program's.
+#[must_use]
+pub fn reset() -> [u8; RESET] {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    std::array::from_fn(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 24) as u8
+    })
 }
 
 /// A frame.
@@ -190,6 +205,8 @@ fn check(header: &[u8; HEADER]) -> u8 {
 pub struct Decoder {
     bytes: Vec<u8>,
     start: usize,
+    /// The last bytes, in which a reset may have begun.
+    recent: Vec<u8>,
     /// Bytes that were no part of a frame.
     pub skipped: u64,
 }
@@ -202,6 +219,28 @@ impl Decoder {
             self.start = 0;
         }
         self.bytes.extend(bytes);
+    }
+
+    /// Adds bytes, and looks for a [`reset`]. If there is one, what was before it is forgotten. It may come in
+    /// pieces: the last bytes are remembered.
+    pub fn push_or_reset(&mut self, bytes: &[u8]) -> bool {
+        let wanted = reset();
+        self.recent.extend(bytes);
+        let found = self.recent.windows(RESET).rposition(|w| w == wanted);
+        if let Some(at) = found {
+            let rest = self.recent.split_off(at + RESET);
+            self.bytes.clear();
+            self.start = 0;
+            self.push(&rest);
+        } else {
+            self.push(bytes);
+        }
+        let old = self.recent.len().saturating_sub(RESET - 1);
+        self.recent.drain(..old);
+        if found.is_some() {
+            self.recent.clear();
+        }
+        found.is_some()
     }
 
     /// The next whole frame.
@@ -285,6 +324,33 @@ mod tests {
         decoder.push(&bytes);
         let found: Vec<_> = std::iter::from_fn(|| decoder.next_frame()).collect();
         assert_eq!(found, frames());
+    }
+
+    #[test]
+    fn resets() {
+        let [first, large, ..] = &frames()[..] else {
+            unreachable!()
+        };
+        let (mut begun, mut whole) = (Vec::new(), Vec::new());
+        large.encode(&mut begun);
+        begun.truncate(60);
+        let mut stream = begun.clone();
+        stream.extend(reset());
+        first.encode(&mut whole);
+        stream.extend(&whole);
+        for step in [1, 5, 31, 33, stream.len()] {
+            let mut decoder = Decoder::default();
+            let (mut found, mut count) = (Vec::new(), 0);
+            for part in stream.chunks(step) {
+                count += usize::from(decoder.push_or_reset(part));
+                found.extend(std::iter::from_fn(|| decoder.next_frame()));
+            }
+            assert_eq!(
+                (count, &found[..]),
+                (1, &[first.clone()][..]),
+                "in steps of {step}"
+            );
+        }
     }
 
     #[test]

@@ -210,10 +210,7 @@ pub fn push(session: &mut Session, from: &Path) -> Result<bool, Error> {
     .and_then(|()| writer.flush());
     let (pipe, _) = writer.into_parts();
     if result.is_ok() {
-        match pipe.session.send(Kind::Eof, [channel::STDIN]) {
-            Ok(()) | Err(Error::Gone) => {}
-            Err(e) => return Err(e),
-        }
+        pipe.session.send(Kind::Eof, [channel::STDIN])?;
     }
     let ((), all) = pipe.finish(result)?;
     Ok(all && complete)

@@ -86,7 +86,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Sends a frame.
+    /// Sends a frame. If nobody is there any more that is no error: what was said before is still to be heard, and may say
+    /// how it ended.
     ///
     /// # Errors
     /// The connection is broken.
@@ -97,10 +98,12 @@ impl Session {
     fn send_frame(&mut self, frame: &Frame) -> Result<(), Error> {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
-        self.socket.write_all(&bytes).map_err(|e| match e.kind() {
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Error::Gone,
-            _ => Error::Io(e),
-        })
+        match self.socket.write_all(&bytes) {
+            Err(e) if !matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Err(Error::Io(e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Allows the agent to send more.
@@ -108,11 +111,7 @@ impl Session {
     /// # Errors
     /// The connection is broken.
     pub fn grant(&mut self, channel: u8, bytes: usize) -> Result<(), Error> {
-        match self.send_frame(&Frame::credit(STREAM, channel, bytes)) {
-            // Nobody there who would use it; what was said before is still to be heard.
-            Err(Error::Gone) => Ok(()),
-            other => other,
-        }
+        self.send_frame(&Frame::credit(STREAM, channel, bytes))
     }
 
     /// A frame that has come already. Credit is kept account of here.

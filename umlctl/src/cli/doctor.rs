@@ -75,11 +75,64 @@ fn checks() -> Vec<Check> {
             without: "no resume after a reboot",
         },
         Check {
+            name: "linux.uml (package user-mode-linux)",
+            ok: std::env::var_os("UMLCTL_LINUX")
+                .map_or_else(|| in_path("linux.uml"), |p| Path::new(&p).is_file()),
+            without: "no VMs, unless `umlctl run` is given one by --kernel",
+        },
+        Check {
+            name: "root, pid, mount and network namespaces",
+            ok: nix::unistd::geteuid().is_root()
+                && cap(21)
+                && ["pid", "mnt", "net"]
+                    .iter()
+                    .all(|n| file(&format!("/proc/self/ns/{n}"))),
+            without: "no VMs",
+        },
+        Check {
+            name: "tmpfs for the memory of VMs",
+            ok: std::fs::read_to_string("/proc/filesystems").is_ok_and(|f| {
+                f.lines()
+                    .any(|l| l.trim_start_matches("nodev").trim() == "tmpfs")
+            }),
+            without: "no VMs",
+        },
+        Check {
+            name: "/dev/net/tun",
+            ok: std::fs::File::open("/dev/net/tun").is_ok(),
+            without: "VMs only with --net none",
+        },
+        Check {
+            name: "ip (package iproute2)",
+            ok: in_path("ip"),
+            without: "VMs only with --net none",
+        },
+        Check {
+            name: "nft (package nftables), and nf_tables in the kernel",
+            ok: rules_can_be_read(),
+            without: "VMs only with --net none",
+        },
+        Check {
             name: "no process waits for `umlctl rescue`",
             ok: all_guardians,
             without: "run `umlctl rescue`",
         },
     ]
+}
+
+fn in_path(program: &str) -> bool {
+    super::vm::run::search(program).is_some()
+}
+
+/// Asks nft for something that needs the kernel, and changes nothing.
+fn rules_can_be_read() -> bool {
+    std::process::Command::new("nft")
+        .args(["list", "tables"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
 }
 
 /// Prints the checks; fails only if nothing would work.

@@ -5,10 +5,13 @@ use super::console::pair;
 use super::queue::{Got, Queue, read};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use umlctl_agent::wire::{Decoder, Frame, Kind, LINE_WINDOW};
+use umlctl_agent::wire::{Decoder, Frame, Kind, LINE_WINDOW, reset};
 
 /// Nothing is taken from clients while so much waits to be sent.
 const FULL: usize = 256 << 10;
+
+/// How much may be sent between a reset and the answer to it. With a full window before it the terminal's buffer is not full.
+const AFTER_RESET: usize = 512;
 
 /// Whose a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct Channel {
     output: Queue,
     /// Bytes that were sent and that the agent has not read, as far as we know.
     unread: usize,
+    /// What comes before the agent has heard of a reset is of an earlier life.
+    resetting: bool,
     decoder: Decoder,
     streams: BTreeMap<u32, Owner>,
     last: u32,
@@ -53,6 +58,7 @@ impl Channel {
             open: true,
             output: Queue::default(),
             unread: 0,
+            resetting: false,
             decoder: Decoder::default(),
             streams: BTreeMap::new(),
             last: 0,
@@ -104,6 +110,14 @@ impl Channel {
         self.streams.contains_key(&stream)
     }
 
+    /// The agent has lived before, with another supervisor: all that was is over.
+    pub fn reset(&mut self) {
+        self.output.push(&reset());
+        self.resetting = true;
+        // How much it has not read of what it was sent then nobody knows. Little more may come until it has.
+        self.unread = LINE_WINDOW - AFTER_RESET;
+    }
+
     /// Queues a frame.
     pub fn send(&mut self, frame: &Frame) {
         let mut bytes = Vec::new();
@@ -131,19 +145,28 @@ impl Channel {
         while let Some(frame) = self.decoder.next_frame() {
             match (frame.kind, frame.as_i32()) {
                 (Kind::Hello, version) => {
+                    // It counts from the end of the reset; what was sent after that is not read yet, but is little.
                     self.unread = 0;
+                    self.resetting = false;
                     said.extend(version.map(|v| Said::Hello(v.cast_unsigned())));
                     continue;
                 }
-                (Kind::Taken, taken) => {
+                (Kind::Taken, taken) if !self.resetting => {
                     let taken = taken.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
                     self.unread = self.unread.saturating_sub(taken);
                     continue;
                 }
+                _ if self.resetting => continue,
                 _ => {}
             }
             let owner = self.streams.get(&frame.stream).copied();
-            if matches!(frame.kind, Kind::Exit | Kind::Reset) {
+            let last = match frame.kind {
+                Kind::Exit | Kind::Reset => true,
+                // We ask but once.
+                Kind::Done => owner == Some(Owner::Own),
+                _ => false,
+            };
+            if last {
                 self.streams.remove(&frame.stream);
             }
             if let Some(Owner::Client(client)) = owner {

@@ -117,7 +117,7 @@ impl Supervisor {
     /// random numbers that a twin has, too.
     pub fn resumed(&mut self) {
         self.state.phase = Phase::Running;
-        self.agent.send(&Frame::new(Kind::ResetAll, 0, vec![]));
+        self.agent.reset();
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
@@ -534,6 +534,7 @@ impl Supervisor {
         self.state.phase = Phase::Ended;
         self.state.exit = Some(exit);
         self.state.reason = self.reason.lock().ok().and_then(|mut r| r.take());
+        self.state.supervisor = None;
         self.state.keeper = None;
         self.state.main = None;
         self.save();

@@ -7,8 +7,12 @@ use crate::agent::Session;
 use crate::agent::exec::{Outcome, run as stream};
 use crate::sys::terminal;
 use anyhow::{Result, bail};
+use std::io::IsTerminal;
 use std::os::unix::ffi::OsStringExt;
 use umlctl_agent::exec::{Exec as Wanted, What};
+
+/// For a terminal that does not say how large it is.
+const USUAL_SIZE: (u16, u16) = (24, 80);
 
 /// What a shell has for a program that ended by SIGPIPE, and by SIGINT.
 const NO_READER: u8 = 128 + 13;
@@ -27,13 +31,10 @@ pub fn run(a: &Exec) -> Result<u8> {
         wanted.environment.push(e.clone().into_bytes());
     }
     if a.tty {
-        let (Some(size), true) = (
-            terminal::size(std::io::stdout()),
-            std::io::IsTerminal::is_terminal(&std::io::stdin()),
-        ) else {
+        if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
             bail!("--tty needs a terminal, and standard input or output is none");
-        };
-        wanted.terminal = Some(size);
+        }
+        wanted.terminal = Some(terminal::size(std::io::stdout()).unwrap_or(USUAL_SIZE));
         if let Ok(term) = std::env::var("TERM") {
             wanted.environment.push(format!("TERM={term}").into_bytes());
         }

@@ -131,7 +131,8 @@ fn kernel(given: Option<&Path>) -> Result<PathBuf> {
         .with_context(|| format!("the kernel {} cannot be used", found.display()))
 }
 
-fn search(program: &str) -> Option<PathBuf> {
+/// Looks for a program in PATH.
+pub fn search(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|d| d.join(program))
