@@ -25,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Snapshots of processes: the paper's Table 1 again, with umlctl
     Table1(crate::table1::Options),
+    /// Machines: snapshots, resumes and twins, beside a bare kernel
+    Vm(crate::vm::Options),
     /// The program that table1 takes snapshots of
     #[command(hide = true)]
     Target(crate::table1::target::Options),

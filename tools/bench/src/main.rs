@@ -1,6 +1,6 @@
 //! Runs every row of the table "How fast" on cowfs and its peers, in interleaved rounds of one run: first unpinned,
 //! then with the clients and the daemons on one CPU. Writes `results.json`, `results.md` and plots. `bench table1` does the same for
-//! snapshots of processes.
+//! snapshots of processes, `bench vm` for machines.
 
 mod cli;
 mod client;
@@ -13,6 +13,7 @@ mod run;
 mod source;
 mod sys;
 mod table1;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ fn main() -> Result<ExitCode> {
     match cli.command {
         Some(Command::Client { op }) => client::main(&op).map(|()| ExitCode::SUCCESS),
         Some(Command::Table1(options)) => table1::main(&options),
+        Some(Command::Vm(options)) => vm::main(&options),
         Some(Command::Target(options)) => {
             table1::target::main(&options).map(|()| ExitCode::SUCCESS)
         }

@@ -1,8 +1,7 @@
 //! Death of anybody at any step, and a full disk: the VM goes on or ends whole, and what was complete stays usable.
 
-use super::common::{Echo, Home, PATIENCE, lives, wait};
+use super::common::{Echo, Home, lives, wait};
 use std::process::Command;
-use std::time::Instant;
 
 /// The supervisor dies at a step of a capture: all of the VM dies with it, and there is no snapshot.
 #[test]
@@ -70,7 +69,7 @@ fn kill_9_at_any_moment() {
     for (round, who) in ["command", "supervisor", "keeper", "main", "user"]
         .iter()
         .cycle()
-        .take(15)
+        .take(10)
         .enumerate()
     {
         let vm = home.json(&["resume", "good", "--name", "b"]);
@@ -102,11 +101,7 @@ fn kill_9_at_any_moment() {
         }
         command.wait().unwrap();
         if *who == "command" {
-            // The supervisor goes on with it.
-            wait("the snapshot is there", || {
-                home.output(&["inspect", "s"]).status.success()
-            });
-            home.run(&["verify", "s"]);
+            // The supervisor goes on with it, if it was asked by then.
             home.check("b");
         } else if *who != "user" {
             for process in ["supervisor", "keeper", "main"] {
@@ -121,62 +116,51 @@ fn kill_9_at_any_moment() {
     }
 }
 
-struct Tmpfs(tempfile::TempDir);
+/// The guest's own disk is on another file system: what it writes meanwhile must not be lost.
+struct Small(std::path::PathBuf);
 
-impl Tmpfs {
-    fn new(size: &str) -> Self {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+impl Small {
+    fn mount(at: std::path::PathBuf) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(dir.path())
+            .args(["-t", "tmpfs", "-o", "size=80m", "tmpfs"])
+            .arg(&at)
             .status();
         assert!(mounted.unwrap().success());
-        Self(dir)
+        Self(at)
     }
 }
 
-impl Drop for Tmpfs {
+impl Drop for Small {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
 #[test]
 fn a_full_disk_costs_the_snapshot_and_nothing_else() {
-    let full = Tmpfs::new("80m");
-    {
-        let home = Home::within(full.0.path());
-        home.boot("a");
-        let mut echo = Echo::connect(&home, "a");
-        home.run(&["snapshot", "a", "s0", "--wait"]);
-        let start = Instant::now();
-        let said = loop {
-            let out = home.output(&[
-                "snapshot",
-                "a",
-                &format!("s{}", start.elapsed().as_millis()),
-                "--wait",
-            ]);
-            if !out.status.success() {
-                break String::from_utf8_lossy(&out.stderr).into_owned();
-            }
-            assert!(start.elapsed() < PATIENCE, "it is never full");
-        };
-        assert!(
-            said.contains("No space left") || said.contains("space"),
-            "{said}"
-        );
-        echo.ask();
-        home.run(&["verify", "s0"]);
-        let all = home.json(&["snapshots"]);
-        for s in all.as_array().unwrap() {
-            home.run(&["verify", s["name"].as_str().unwrap()]);
-        }
-        // With room again it works again.
-        for s in all.as_array().unwrap().iter().skip(1) {
-            home.run(&["rm-snapshot", s["name"].as_str().unwrap()]);
-        }
-        home.run(&["snapshot", "a", "again", "--wait"]);
-        home.check("a");
+    let home = Home::new();
+    let _small = Small::mount(home.dir.path().join("snapshots"));
+    home.boot("a");
+    let mut echo = Echo::connect(&home, "a");
+    home.run(&["snapshot", "a", "s0", "--wait"]);
+    let said = (1..20).find_map(|i| {
+        let out = home.output(&["snapshot", "a", &format!("s{i}"), "--wait"]);
+        let failed = !out.status.success();
+        failed.then(|| String::from_utf8_lossy(&out.stderr).into_owned())
+    });
+    let said = said.expect("it is never full");
+    assert!(said.contains("No space left"), "{said}");
+    echo.ask();
+    let all = home.json(&["snapshots"]);
+    for s in all.as_array().unwrap() {
+        home.run(&["verify", s["name"].as_str().unwrap()]);
     }
+    // With room again it works again.
+    for s in all.as_array().unwrap().iter().skip(1) {
+        home.run(&["rm-snapshot", s["name"].as_str().unwrap()]);
+    }
+    home.run(&["snapshot", "a", "again", "--wait"]);
+    echo.ask();
+    home.check("a");
 }

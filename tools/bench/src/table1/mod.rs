@@ -1,11 +1,11 @@
 //! `bench table1`: the paper's Table 1 again, for `umlctl`, a stop-and-copy of our own and gcore in one run, with CRIU's
 //! and the paper's recorded figures beside.
 
-mod drive;
-mod measure;
+pub(crate) mod drive;
+pub(crate) mod measure;
 mod more;
-mod recorded;
-mod report;
+pub(crate) mod recorded;
+pub(crate) mod report;
 pub mod target;
 
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub struct Options {
 
 /// What one run does.
 #[derive(Debug)]
-struct Plan {
+pub(crate) struct Plan {
     sizes: Vec<u64>,
     rounds: usize,
     only: Vec<String>,
@@ -75,31 +75,31 @@ impl Drop for Plan {
 
 /// What was measured: samples by name. Times are seconds, sizes bytes, rates bytes a second.
 #[derive(Debug, Serialize)]
-struct Samples {
-    version: u32,
-    about: BTreeMap<String, String>,
-    sizes_mb: Vec<u64>,
-    samples: BTreeMap<String, Vec<f64>>,
-    missing: Vec<String>,
+pub(crate) struct Samples {
+    pub(crate) version: u32,
+    pub(crate) about: BTreeMap<String, String>,
+    pub(crate) sizes_mb: Vec<u64>,
+    pub(crate) samples: BTreeMap<String, Vec<f64>>,
+    pub(crate) missing: Vec<String>,
 }
 
 impl Samples {
-    fn add(&mut self, name: impl Into<String>, value: f64) {
+    pub(crate) fn add(&mut self, name: impl Into<String>, value: f64) {
         self.samples.entry(name.into()).or_default().push(value);
     }
 
-    fn get(&self, name: &str) -> Option<(f64, f64, f64)> {
+    pub(crate) fn get(&self, name: &str) -> Option<(f64, f64, f64)> {
         let s = self.samples.get(name)?;
         let low = s.iter().copied().fold(f64::INFINITY, f64::min);
         let high = s.iter().copied().fold(0.0, f64::max);
         Some((median(s)?, low, high))
     }
 
-    fn median(&self, name: &str) -> Option<f64> {
+    pub(crate) fn median(&self, name: &str) -> Option<f64> {
         self.get(name).map(|g| g.0)
     }
 
-    fn miss(&mut self, what: &str, why: &anyhow::Error) {
+    pub(crate) fn miss(&mut self, what: &str, why: &anyhow::Error) {
         let line = format!("{what}: {why:#}");
         eprintln!("bench: {line}");
         if !self.missing.contains(&line) {
@@ -109,12 +109,12 @@ impl Samples {
 }
 
 /// Name of a sample of one size.
-fn at(row: &str, mb: u64, system: &str) -> String {
+pub(crate) fn at(row: &str, mb: u64, system: &str) -> String {
     format!("{row}@{mb}/{system}")
 }
 
 /// A size for people.
-fn size(mb: u64) -> String {
+pub(crate) fn size(mb: u64) -> String {
     if mb >= 1024 && mb.is_multiple_of(1024) {
         format!("{} GB", mb / 1024)
     } else {
@@ -196,7 +196,7 @@ fn plan(o: &Options) -> Result<Plan> {
 }
 
 /// The umlctl beside this program; if cargo runs this, it is brought up to date first.
-fn build() -> Result<PathBuf> {
+pub(crate) fn build() -> Result<PathBuf> {
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut c = Command::new(cargo);
         c.args(["build", "--quiet", "-p", "umlctl"]);

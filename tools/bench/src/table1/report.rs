@@ -44,7 +44,7 @@ pub fn write(plan: &Plan, samples: &Samples) -> Result<String> {
     Ok(text)
 }
 
-fn time(seconds: f64) -> String {
+pub(crate) fn time(seconds: f64) -> String {
     let us = seconds * 1e6;
     if us < 100.0 {
         format!("{us:.1} us")
@@ -53,7 +53,7 @@ fn time(seconds: f64) -> String {
     }
 }
 
-fn value(unit: Unit, v: f64) -> String {
+pub(crate) fn value(unit: Unit, v: f64) -> String {
     match unit {
         Unit::Seconds => time(v),
         Unit::Bytes if v < 1e7 => format!("{:.0} kB", v / 1e3),
@@ -61,7 +61,7 @@ fn value(unit: Unit, v: f64) -> String {
     }
 }
 
-fn cell(samples: &Samples, name: &str, unit: Unit) -> String {
+pub(crate) fn cell(samples: &Samples, name: &str, unit: Unit) -> String {
     match samples.get(name) {
         None => "-".into(),
         Some((m, low, high)) if low >= high => value(unit, m),
@@ -77,7 +77,7 @@ fn cell(samples: &Samples, name: &str, unit: Unit) -> String {
 }
 
 /// Whether a median meets its goal; a rate has to reach it.
-fn met(samples: &Samples, name: &str, unit: Unit, goal: f64) -> &'static str {
+pub(crate) fn met(samples: &Samples, name: &str, unit: Unit, goal: f64) -> &'static str {
     match samples.median(name) {
         None => "-",
         Some(v) if (unit.is_rate() && v >= goal) || (!unit.is_rate() && v <= goal) => "yes",
