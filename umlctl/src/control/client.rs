@@ -36,14 +36,14 @@ impl Client {
     /// The supervisor refuses, or has gone.
     pub fn ask(&mut self, request: &Request) -> Result<Answer, Error> {
         self.stream.write_all(&encode(request)).map_err(gone)?;
-        self.next()
+        self.answer()
     }
 
     /// Waits for a further answer.
     ///
     /// # Errors
     /// As [`Client::ask`].
-    pub fn next(&mut self) -> Result<Answer, Error> {
+    pub fn answer(&mut self) -> Result<Answer, Error> {
         loop {
             match decode(&mut self.bytes)? {
                 Some(Answer::Error { message }) => return Err(Error::Refused(message)),

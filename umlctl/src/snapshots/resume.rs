@@ -199,7 +199,7 @@ fn place_files(files: &mut [OpenFile], disk: &Path) -> std::io::Result<()> {
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)?;
             }
-            if !path.extension().is_some_and(|e| e == "sock") && is_file(files, &path) {
+            if path.extension().is_none_or(|e| e != "sock") && is_file(files, &path) {
                 File::create(&path)?.set_len(64)?;
             }
         }

@@ -3,7 +3,7 @@
 use super::agent::Channel;
 use super::console::{Console, open_log};
 use super::keeper::{Keeper, Plan, launch};
-use super::run::{Reason, Supervisor, block_signals};
+use super::run::{Parts, Reason, Supervisor, block_signals};
 use super::start::{Boot, MainFds};
 use super::{Error, system};
 use crate::net::netns;
@@ -147,8 +147,8 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
         None => boot(vm, &config, base)?,
         Some(dir) => rebuild(vm, dir, base, &reason)?,
     };
-    let mut supervisor = Supervisor::new(
-        vm.clone(),
+    let mut supervisor = Supervisor::new(Parts {
+        vm: vm.clone(),
         state,
         keeper,
         console,
@@ -156,7 +156,7 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
         listener,
         signals,
         reason,
-    );
+    });
     if resume.is_some() {
         supervisor.resumed();
     }

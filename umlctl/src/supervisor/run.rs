@@ -62,6 +62,27 @@ pub struct Supervisor {
     learned: Arc<Mutex<Learned>>,
 }
 
+/// What a supervisor is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The VM.
+    pub vm: Vm,
+    /// Its state, up to now.
+    pub state: State,
+    /// Its keeper, with a running main.
+    pub keeper: Keeper,
+    /// Our end of its console.
+    pub console: Console,
+    /// Our end of its agent channel.
+    pub agent: Channel,
+    /// The control socket.
+    pub listener: UnixListener,
+    /// See [`block_signals`].
+    pub signals: SignalFd,
+    /// Where others say why it ends.
+    pub reason: Reason,
+}
+
 /// Blocks the signals that the loop reads instead.
 ///
 /// # Errors
@@ -78,16 +99,17 @@ pub fn block_signals() -> Result<SignalFd, Error> {
 
 impl Supervisor {
     /// With a keeper that runs.
-    pub fn new(
-        vm: Vm,
-        mut state: State,
-        keeper: Keeper,
-        console: Console,
-        agent: Channel,
-        listener: UnixListener,
-        signals: SignalFd,
-        reason: Reason,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            vm,
+            mut state,
+            keeper,
+            console,
+            agent,
+            listener,
+            signals,
+            reason,
+        } = parts;
         state.phase = Phase::Booting;
         state.keeper = Some(keeper.pid.as_raw());
         state.main = Some(keeper.main_pid.as_raw());

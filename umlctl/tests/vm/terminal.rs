@@ -4,7 +4,6 @@ use crate::common::{Home, LONG, end_of, until};
 use nix::pty::{Winsize, openpty};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -28,7 +27,7 @@ impl OnTerminal {
         let mut command = home.command(args);
         command.stdin(slave()).stdout(slave()).stderr(slave());
         let child = command.spawn().unwrap();
-        let master = File::from(OwnedFd::from(pty.master));
+        let master = File::from(pty.master);
         let shown = Arc::new(Mutex::new(String::new()));
         let (mut reader, to) = (master.try_clone().unwrap(), Arc::clone(&shown));
         std::thread::spawn(move || {
@@ -74,7 +73,7 @@ fn terminals() {
     // ^C interrupts the program in the guest, and neither umlctl nor the shell.
     t.types("sleep 1000\n");
     until("the start of sleep", || {
-        home.sh("v", "pidof sleep || true") != ""
+        !home.sh("v", "pidof sleep || true").is_empty()
     });
     t.types("\x03");
     t.types("echo after=$?\n");

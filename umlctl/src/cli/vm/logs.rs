@@ -20,7 +20,10 @@ pub fn run(a: &Logs, _json: bool) -> Result<u8> {
     }
     let mut path = source(&vm, a.kernel);
     let mut at = copy(&path, 0, &mut out)?;
-    while a.follow {
+    if !a.follow {
+        return Ok(0);
+    }
+    loop {
         let over = !vm.locked();
         if path != source(&vm, a.kernel) {
             (path, at) = (source(&vm, a.kernel), 0);
@@ -31,11 +34,10 @@ pub fn run(a: &Logs, _json: bool) -> Result<u8> {
         }
         at = copy(&path, at, &mut out)?;
         if over {
-            break;
+            return Ok(0);
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    Ok(0)
 }
 
 /// The console's log, or if that is still empty the kernel's.
