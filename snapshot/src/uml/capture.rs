@@ -64,7 +64,9 @@ impl std::fmt::Debug for Request<'_> {
 /// What it has cost.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stats {
-    /// From the request to main coming to rest: the machine runs, slowed down.
+    /// An earlier stop, in which tracking is prepared, and the first time the machine is asked what never changes.
+    pub first: Duration,
+    /// From asking main to stop to its coming to rest: the machine runs, slowed down.
     pub rest: Duration,
     /// In the stop: until the helpers stood still.
     pub stop: Duration,
@@ -248,6 +250,7 @@ fn prepare<'a>(
     let known = |l: &Learned| l.signals == (status.caught, status.ignored);
     if !request.stop_and_copy || !request.learned.as_ref().is_some_and(known) {
         let point = at.stop()?;
+        let stopped = Instant::now();
         if !request.learned.as_ref().is_some_and(known) {
             let users = layout::present(main, memory)?;
             *request.learned = Some(learn::learn(at, point, &users)?);
@@ -256,6 +259,7 @@ fn prepare<'a>(
             uffd = Some(learn::userfault(at, point)?);
         }
         at.go()?;
+        stats.first = stopped.elapsed();
     }
     let mut tracker = Tracker::new(main, memory, uffd, out, maps)?;
     if request.stop_and_copy {

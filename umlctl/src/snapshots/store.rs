@@ -75,6 +75,10 @@ pub struct Figures {
     pub mark_us: u64,
     /// Of it: reading that.
     pub copy_us: u64,
+    /// How long it stood still some time before, to prepare.
+    pub prepare_us: u64,
+    /// How long it ran slowed down before it came to rest.
+    pub rest_us: u64,
     /// How long its disk stood still after that.
     pub disk_us: u64,
     /// From the request to everything being on disk; none until it is.

@@ -66,6 +66,8 @@ fn figures(s: &Stats, durable: Option<Duration>) -> Figures {
         state_us: us(s.state),
         mark_us: us(s.scan),
         copy_us: us(s.copy),
+        prepare_us: us(s.first),
+        rest_us: us(s.rest),
         disk_us: us(s.disk),
         durable_us: durable.map(us),
         bytes_ahead: s.ahead_bytes,

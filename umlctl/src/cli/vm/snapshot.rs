@@ -91,6 +91,16 @@ fn stats(f: &Figures) {
         ("copy", time(f.copy_us), "reading what was written"),
         ("pause", time(f.pause_us), "all of these"),
         (
+            "prepare",
+            time(f.prepare_us),
+            "how long it stood still some time before, to prepare",
+        ),
+        (
+            "rest",
+            time(f.rest_us),
+            "how long it ran slowed down until it came to rest",
+        ),
+        (
             "disk",
             time(f.disk_us),
             "how long the disk stood still after that",
