@@ -178,6 +178,8 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
     let spaces = layout::ranges(main, &maps, &memory, &mut before.objects, &before.flags)?;
     if let Some(kill) = &mut request.kill {
         kill();
+        // Nothing of it may run before it is dead: what it sent then, its peers would know of and the snapshot not.
+        at.wait_for_end()?;
     }
     let _ = at.release_helpers();
     drop(at);

@@ -262,6 +262,22 @@ impl Attached {
         Ok(())
     }
 
+    /// Waits until main, which is being killed, is dead. Nothing is let go meanwhile.
+    pub fn wait_for_end(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            match ptrace::wait(self.main, false) {
+                Ok(Some((_, Report::Ended(_)))) | Err(_) => {
+                    self.attached = false;
+                    self.helpers.clear();
+                    return Ok(());
+                }
+                _ => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+        Err(Error::Busy(PATIENCE.as_secs()))
+    }
+
     /// Lets the helpers go.
     pub fn release_helpers(&mut self) -> Result<(), Error> {
         for pid in std::mem::take(&mut self.helpers) {
