@@ -165,6 +165,16 @@ impl Home {
             "64M",
             "--detach",
         ]);
+        self.settle(name);
+    }
+
+    /// Waits for the guest's init: the agent is there before it has mounted anything.
+    pub fn settle(&self, name: &str) {
+        // What it mounts last.
+        self.sh(
+            name,
+            "until grep -q ' /run ' /proc/mounts 2>/dev/null; do sleep 0.1; done",
+        );
     }
 
     /// What `info` says.

@@ -84,6 +84,7 @@ fn nothing_runs_on() {
         until("the lock", || {
             home.umlctl(&["run", "v", "--detach"]).status.success()
         });
+        home.settle("v");
     }
     let p = processes(&home);
     home.ok(&["rm", "-f", "v"]);

@@ -106,6 +106,7 @@ fn without_agent_and_network() {
     home.ok(&["stop", "a"]);
     assert_eq!(home.info("a")["address"], serde_json::Value::Null);
     home.ok(&["run", "a", "--detach"]);
+    home.settle("a");
     assert!(!home.sh("a", "cat /proc/net/dev").contains("vec0"));
     home.ok(&["rm", "-f", "a"]);
     // Arguments for the kernel and its init.
@@ -121,6 +122,7 @@ fn without_agent_and_network() {
         "loglevel=3 my.word=1",
         "--detach",
     ]);
+    home.settle("b");
     let line = home.sh("b", "cat /proc/cmdline");
     assert!(
         line.contains("my.word=1") && line.contains("mem=98304K") && !line.contains("blacklist"),
