@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use snapshot::sys::clone::{self, Fork};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 /// What the keeper is to set up.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Plan<S> {
     pub netns: Option<OwnedFd>,
     /// How much the private file system may hold.
     pub private_bytes: u64,
+    /// Paths that main needs; mounts without any of them are let go.
+    pub needed: Vec<PathBuf>,
     /// The VM's lock, which the keeper holds, too: as long as anything of the VM runs.
     pub lock: RawFd,
 }
@@ -153,6 +156,7 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
         fds,
         netns,
         private_bytes,
+        needed,
         lock,
     } = plan;
     let mut kept: Vec<RawFd> = fds.numbers().iter().map(|n| n.0).collect();
@@ -160,7 +164,7 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
     kept.extend(start.descriptors());
     kept.extend(netns.as_ref().map(AsRawFd::as_raw_fd));
     crate::sys::fd::close_except(&kept);
-    let main = prepare(netns, private_bytes).and_then(|()| start.start(fds));
+    let main = prepare(netns, private_bytes, &needed).and_then(|()| start.start(fds));
     let main = main.and_then(|pid| {
         let pidfd = snapshot::sys::remote::pidfd_open(pid.as_raw())
             .map_err(|e| format!("cannot open the guest's kernel: {e}"))?;
@@ -213,7 +217,7 @@ fn reap(main: Pid) -> i32 {
 }
 
 /// Namespaces, mounts, signals: what main finds.
-fn prepare(netns: Option<OwnedFd>, private_bytes: u64) -> Result<(), String> {
+fn prepare(netns: Option<OwnedFd>, private_bytes: u64, needed: &[PathBuf]) -> Result<(), String> {
     let say = |what: &'static str| move |e: Errno| format!("{what}: {}", e.desc());
     // What the supervisor ignores and blocks main must not.
     SigSet::empty()
@@ -236,10 +240,7 @@ fn prepare(netns: Option<OwnedFd>, private_bytes: u64) -> Result<(), String> {
         }
     }
     let none: Option<&str> = None;
-    // Unmounts of the host are to arrive here, or a file system that it wants to take away would be kept busy. Ours do not
-    // go out.
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-        .map_err(say("cannot detach the mounts"))?;
+    super::mounts::leave_behind(needed).map_err(say("cannot detach the mounts"))?;
     // Memory of the guest: not on a disk, not on a /dev/shm that may be small or noexec, and gone with the namespace.
     let options = format!("mode=0700,size={private_bytes}");
     mount(

@@ -21,7 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What the private file system may hold beside the guest's memory.
@@ -140,6 +140,11 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
         },
         netns,
         private_bytes: config.mem_bytes + PRIVATE_EXTRA,
+        needed: [vm.dir(), &config.image, &config.kernel]
+            .into_iter()
+            .chain(resume)
+            .map(Path::to_owned)
+            .collect(),
         lock: lock.file().as_raw_fd(),
     };
     let reason = Reason::default();
@@ -168,6 +173,7 @@ struct Base {
     fds: MainFds,
     netns: Option<OwnedFd>,
     private_bytes: u64,
+    needed: Vec<PathBuf>,
     lock: RawFd,
 }
 
@@ -178,6 +184,7 @@ impl Base {
             fds: self.fds,
             netns: self.netns,
             private_bytes: self.private_bytes,
+            needed: self.needed,
             lock: self.lock,
         }
     }

@@ -15,6 +15,7 @@ pub mod clients;
 pub mod console;
 pub mod keeper;
 pub mod launch;
+pub mod mounts;
 pub mod queue;
 pub mod run;
 pub mod start;
