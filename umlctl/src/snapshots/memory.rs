@@ -7,9 +7,13 @@
 use cowfs::fuse::{
     self, Attr, Entry, Errno, Filesystem, MountOptions, Negotiated, Op, Reply, Request, Statfs,
 };
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::Pid;
+use snapshot::sys::clone::{self, Fork};
 use snapshot::uml::image::{self, CHUNK, Sums};
 use snapshot::uml::manifest::Machine;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +38,9 @@ pub enum Error {
     /// The mount.
     #[error(transparent)]
     Mount(#[from] cowfs::fuse::FuseError),
+    /// The process that serves it.
+    #[error("the machine's memory is not served: {0}")]
+    Process(String),
     /// A file or directory.
     #[error("cannot {1} {path}", path = .0.display())]
     Io(PathBuf, &'static str, #[source] std::io::Error),
@@ -76,14 +83,70 @@ struct Memory {
     attr: Attr,
 }
 
-/// Starts to serve the memory of a snapshot. Gives the file, open for reading and writing; it is served as long as
-/// anybody has it open. `dir` is a directory of the machine's own.
-pub fn serve(
+/// The file of a VM's directory in which the end of a machine by damage is explained.
+pub const DAMAGE: &str = "damage";
+
+/// Has the memory of a snapshot served by a process of its own, which dies with the caller's thread. Gives the file, open for
+/// reading and writing; it is served as long as anybody has it open. `dir` is a directory of the machine's own; if a chunk is
+/// damaged, why is written there, and `keeper` is killed.
+///
+/// Not by threads of the caller: it reads this memory itself, and one that is killed while it waits for its own answer
+/// waits for ever, and with it all that have the memory mapped.
+///
+/// The caller must have one thread.
+///
+/// # Errors
+/// Then nothing is left.
+pub fn spawn(dir: &Path, snapshot: &Path, machine: &Machine, keeper: Pid) -> Result<File, Error> {
+    let process = |e: nix::errno::Errno| Error::Process(e.desc().into());
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .map_err(process)?;
+    let parent = nix::unistd::getpid();
+    if clone::fork(0, libc::SIGCHLD, None).map_err(process)? == Fork::Child {
+        let alive = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).is_ok()
+            && nix::unistd::getppid() == parent;
+        if alive {
+            crate::sys::fd::close_except(&[theirs.as_raw_fd()]);
+            let reason = dir.join(DAMAGE);
+            let on_damage = Box::new(move |what: String| {
+                // Who cannot write it down still must not let the guest go on.
+                let _ = std::fs::write(&reason, &what);
+                let _ = nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL);
+            });
+            match serve(dir, snapshot, machine, on_damage) {
+                Ok((file, session)) => {
+                    let given = super::resume::give(&theirs, &file).is_ok();
+                    drop((file, theirs));
+                    if given {
+                        let _ = session.join();
+                    }
+                }
+                Err(e) => {
+                    let text = snapshot::resume::text(&e);
+                    let _ = nix::unistd::write(&theirs, text.as_bytes());
+                }
+            }
+        }
+        clone::exit_now(0);
+    }
+    drop(theirs);
+    super::resume::receive(&ours)
+        .map(File::from)
+        .map_err(Error::Process)
+}
+
+/// Serves it, in threads of this process.
+fn serve(
     dir: &Path,
     snapshot: &Path,
     machine: &Machine,
     on_damage: OnDamage,
-) -> Result<File, Error> {
+) -> Result<(File, std::thread::JoinHandle<()>), Error> {
     let (base, base_path) = image::open(snapshot, image::MEMORY)?;
     let len = machine.memory_len;
     let found = base
@@ -144,7 +207,7 @@ pub fn serve(
             ..Attr::default()
         },
     };
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("memory".into())
         .spawn(move || {
             if let Err(e) = session.run(Arc::new(memory)) {
@@ -168,7 +231,7 @@ pub fn serve(
     let file = file?;
     unmounted.map_err(io("unmount"))?;
     std::fs::remove_dir(&target).map_err(io("remove"))?;
-    Ok(file)
+    Ok((file, thread))
 }
 
 impl Memory {

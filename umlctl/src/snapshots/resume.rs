@@ -220,9 +220,10 @@ fn is_file(files: &[OpenFile], path: &Path) -> bool {
         .any(|f| matches!(&f.kind, snapshot::files::Kind::Regular(r) if r.path == path))
 }
 
-fn receive(channel: &OwnedFd) -> Result<OwnedFd, String> {
-    let mut byte = [0; 1];
-    let mut iov = [IoSliceMut::new(&mut byte)];
+/// Takes a descriptor that comes over a socket; a text that comes instead says why there is none.
+pub fn receive(channel: &OwnedFd) -> Result<OwnedFd, String> {
+    let mut text = [0; 4096];
+    let mut iov = [IoSliceMut::new(&mut text)];
     let mut space = nix::cmsg_space!([i32; 1]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let got = recvmsg::<()>(channel.as_raw_fd(), &mut iov, Some(&mut space), flags)
@@ -233,7 +234,11 @@ fn receive(channel: &OwnedFd) -> Result<OwnedFd, String> {
             fds.extend(crate::sys::fd::received(numbers));
         }
     }
-    fds.pop().ok_or_else(|| "its memory did not come".into())
+    let length = got.bytes;
+    fds.pop().ok_or_else(|| match length {
+        0 => "its memory did not come".into(),
+        n => String::from_utf8_lossy(&text[..n]).into_owned(),
+    })
 }
 
 /// Gives the keeper the file with the machine's memory.

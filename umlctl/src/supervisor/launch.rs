@@ -3,7 +3,7 @@
 use super::agent::Channel;
 use super::console::{Console, open_log};
 use super::keeper::{Keeper, Plan, launch};
-use super::run::{Parts, Reason, Supervisor, block_signals};
+use super::run::{Parts, Supervisor, block_signals};
 use super::start::{Boot, MainFds};
 use super::{Error, system};
 use crate::net::netns;
@@ -147,10 +147,9 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
             .collect(),
         lock: lock.file().as_raw_fd(),
     };
-    let reason = Reason::default();
     let keeper = match resume {
         None => boot(vm, &config, base)?,
-        Some(dir) => rebuild(vm, dir, base, &reason)?,
+        Some(dir) => rebuild(vm, dir, base)?,
     };
     let mut supervisor = Supervisor::new(Parts {
         vm: vm.clone(),
@@ -160,7 +159,6 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
         agent,
         listener,
         signals,
-        reason,
     });
     if resume.is_some() {
         supervisor.resumed();
@@ -197,8 +195,8 @@ fn boot(vm: &Vm, config: &Config, base: Base) -> Result<Keeper, Error> {
     launch(base.plan(start), |_| Ok(()))
 }
 
-/// The keeper is forked while there is one thread; then its memory is served by others, and the file handed over.
-fn rebuild(vm: &Vm, dir: &Path, base: Base, reason: &Reason) -> Result<Keeper, Error> {
+/// The keeper is forked while there is one thread; then another process serves its memory, and the file is handed over.
+fn rebuild(vm: &Vm, dir: &Path, base: Base) -> Result<Keeper, Error> {
     let machine = snapshot::uml::manifest::load(dir).map_err(|e| start_error(&e))?;
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
@@ -214,16 +212,8 @@ fn rebuild(vm: &Vm, dir: &Path, base: Base, reason: &Reason) -> Result<Keeper, E
         channel: theirs,
     };
     launch(base.plan(start), |keeper| {
-        let reason = reason.clone();
-        let on_damage = Box::new(move |what: String| {
-            tracing::error!("{what}");
-            if let Ok(mut reason) = reason.lock() {
-                reason.get_or_insert(what);
-            }
-            let _ = nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL);
-        });
-        let file =
-            memory::serve(vm.dir(), dir, &machine, on_damage).map_err(|e| start_error(&e))?;
+        let _ = std::fs::remove_file(vm.dir().join(memory::DAMAGE));
+        let file = memory::spawn(vm.dir(), dir, &machine, keeper).map_err(|e| start_error(&e))?;
         give(&ours, &file).map_err(system("hand over the machine's memory"))
     })
 }

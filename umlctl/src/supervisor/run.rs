@@ -40,9 +40,6 @@ enum Source {
     Client(u32),
 }
 
-/// Why it has ended, where that is known.
-pub type Reason = Arc<Mutex<Option<String>>>;
-
 /// All there is of a running VM.
 #[derive(Debug)]
 pub struct Supervisor {
@@ -57,7 +54,6 @@ pub struct Supervisor {
     last: u32,
     kill_at: Option<Instant>,
     started: Instant,
-    reason: Reason,
     capture: Option<Capture>,
     learned: Arc<Mutex<Learned>>,
 }
@@ -79,8 +75,6 @@ pub struct Parts {
     pub listener: UnixListener,
     /// See [`block_signals`].
     pub signals: SignalFd,
-    /// Where others say why it ends.
-    pub reason: Reason,
 }
 
 /// Blocks the signals that the loop reads instead.
@@ -108,7 +102,6 @@ impl Supervisor {
             agent,
             listener,
             signals,
-            reason,
         } = parts;
         state.phase = Phase::Booting;
         state.keeper = Some(keeper.pid.as_raw());
@@ -129,7 +122,6 @@ impl Supervisor {
             last: 0,
             kill_at: None,
             started: Instant::now(),
-            reason,
             capture: None,
             learned: Arc::default(),
         }
@@ -555,7 +547,8 @@ impl Supervisor {
         let _ = std::fs::remove_file(self.vm.initrd());
         self.state.phase = Phase::Ended;
         self.state.exit = Some(exit);
-        self.state.reason = self.reason.lock().ok().and_then(|mut r| r.take());
+        let damage = self.vm.dir().join(crate::snapshots::memory::DAMAGE);
+        self.state.reason = std::fs::read_to_string(damage).ok();
         self.state.supervisor = None;
         self.state.keeper = None;
         self.state.main = None;
