@@ -118,7 +118,9 @@ fn place(home: &Home, name: &Name, about: &store::About) -> Result<(Vm, Lock, Ol
                 e => e.into(),
             })?;
             let old = vm.config()?;
-            if old.created != about.vm.created || old.image != about.vm.image {
+            let same = (&old.name, old.created, &old.image)
+                == (&about.vm.name, about.vm.created, &about.vm.image);
+            if !same {
                 return Err(Error::Taken(name.to_string()));
             }
             Ok((vm, lock, Some(old)))
