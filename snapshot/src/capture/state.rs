@@ -157,7 +157,8 @@ impl Threads {
 
 /// A call with a timeout that was interrupted once before, by an earlier stop, goes on as restart_syscall(2), whose state is
 /// in the kernel. A new process has none: there the call itself must be made again. Its number stands in the code in front
-/// of the `syscall` instruction; its arguments are in the registers still.
+/// of the `syscall` instruction; its arguments are in the registers still. The thread may be in the call, or not have come to
+/// it again since that stop: then restart_syscall is what it is about to call.
 fn name_restarted(before: &Before, tid: i32, mut regs: ptrace::Regs) -> ptrace::Regs {
     /// `mov eax, imm32`
     const MOV: u8 = 0xb8;
@@ -167,28 +168,34 @@ fn name_restarted(before: &Before, tid: i32, mut regs: ptrace::Regs) -> ptrace::
         libc::SYS_poll,
         libc::SYS_futex,
     ];
-    if regs.orig_rax.cast_signed() != libc::SYS_restart_syscall
-        || regs.rax.cast_signed() != RESTARTBLOCK
-    {
+    /// The length of `syscall`.
+    const CALL: u64 = 2;
+    let restart = libc::SYS_restart_syscall.cast_unsigned();
+    let inside = regs.orig_rax == restart && regs.rax.cast_signed() == RESTARTBLOCK;
+    let at_the_door = regs.rax == restart;
+    if !inside && !at_the_door {
         return regs;
     }
-    if let Some((known, rip, number)) = before.interrupted
-        && (known, rip) == (tid, regs.rip)
-    {
-        regs.orig_rax = number;
-        return regs;
-    }
-    let pid = before.pid;
+    let after = if inside { regs.rip } else { regs.rip + CALL };
     let mut code = [0u8; 34];
-    if remote::read(pid, regs.rip.wrapping_sub(34), &mut code).is_err() {
-        return regs;
-    }
-    let number = code[..32].windows(5).rev().find_map(|w| {
-        let n = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
-        (w[0] == MOV && KNOWN.contains(&n)).then_some(n)
-    });
-    if let (Some(n), [0x0f, 0x05]) = (number, [code[32], code[33]]) {
-        regs.orig_rax = n as u64;
+    let seen = remote::read(before.pid, after.wrapping_sub(34), &mut code).is_ok();
+    let number = if seen && code[32..] != [0x0f, 0x05] {
+        // The number of the call stands in rax by chance.
+        None
+    } else if let Some((known, rip, number)) = before.interrupted
+        && (known, rip) == (tid, after)
+    {
+        Some(number)
+    } else {
+        code[..32].windows(5).rev().find_map(|w| {
+            let n = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
+            (w[0] == MOV && KNOWN.contains(&n)).then_some(n.cast_unsigned())
+        })
+    };
+    match number {
+        Some(n) if inside => regs.orig_rax = n,
+        Some(n) => regs.rax = n,
+        None => {}
     }
     regs
 }
@@ -587,5 +594,48 @@ mod tests {
             (t[1].notify, t[1].tid, t[1].clock),
             (libc::SIGEV_THREAD_ID, 2635, 1)
         );
+    }
+
+    /// A wait that was interrupted before is recorded as itself: in the call again, and on the way back to it (a thread that
+    /// lost its CPU there was recorded as about to call restart_syscall, and its wait ended with EINTR after a resume).
+    #[test]
+    fn an_interrupted_wait_is_recorded_as_itself() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        let nr = libc::SYS_clock_nanosleep.cast_unsigned();
+        let sleeps = || {
+            proc::read_bytes(pid, "syscall")
+                .is_ok_and(|s| s.starts_with(format!("{nr} ").as_bytes()))
+        };
+        while !sleeps() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let mut before = Before::read(pid).unwrap();
+        let stopped = Stopped::one(pid, pid).unwrap();
+        before.note_interrupted(pid);
+        let first = ptrace::regs(pid).unwrap();
+        let mut results = vec![before.interrupted == Some((pid, first.rip, nr))];
+        let mut again = first;
+        again.orig_rax = libc::SYS_restart_syscall.cast_unsigned();
+        let mut door = again;
+        door.rax = again.orig_rax;
+        door.rip -= 2;
+        // Known from the stop before; and not known: then the code tells.
+        for known in [before.interrupted, None] {
+            before.interrupted = known;
+            results.push(name_restarted(&before, pid, again).orig_rax == nr);
+            let door = name_restarted(&before, pid, door);
+            results.push((door.rax, door.rip) == (nr, first.rip - 2));
+        }
+        // The same number in rax elsewhere is only a number.
+        door.rip += 2;
+        results.push(name_restarted(&before, pid, door).rax == door.rax);
+        stopped.release();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(results, [true; 6]);
     }
 }
