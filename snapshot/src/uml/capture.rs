@@ -16,6 +16,7 @@ use crate::image::manifest::{Fd, Process, Space, Thread};
 use crate::proc;
 use crate::resume::restart;
 use crate::sys::ptrace::{self, Regs};
+use crate::sys::sched::Preferred;
 use crate::sys::{limits, remote};
 use base64::Engine;
 use std::collections::HashMap;
@@ -36,9 +37,9 @@ pub struct Request<'a> {
     pub dir: &'a Path,
     /// Descriptors of main that the resuming side provides anew.
     pub externals: &'a [i32],
-    /// What was learned about the machine before; filled by the first capture.
+    /// What was learned about the machine before, by [`meet`] or a capture.
     pub learned: &'a mut Option<Learned>,
-    /// Everything reaches the disk before this returns.
+    /// Everything reaches the disk before this returns; otherwise it has been written, and no more.
     pub durable: bool,
     /// Copy everything in the stop: the simple way, to compare with.
     pub stop_and_copy: bool,
@@ -64,7 +65,7 @@ impl std::fmt::Debug for Request<'_> {
 /// What it has cost.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stats {
-    /// An earlier stop, in which tracking is prepared, and the first time the machine is asked what never changes.
+    /// An earlier stop, in which the machine is asked what never changes. None if it was met before.
     pub first: Duration,
     /// From asking main to stop to its coming to rest: the machine runs, slowed down.
     pub rest: Duration,
@@ -118,14 +119,15 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
     options.external = request.externals.to_vec();
     let mut files = files::Capture::prepare(&[main], &options)?;
 
-    let mut at = Attached::new(main)?;
-    at.learn_numbers();
     let (helpers, clock) = (helpers(main)?, clock::of(main));
-    fault::point("uml.attached");
-    let mut tracker = prepare(request, &mut at, &memory, &out, &maps, &mut stats)?;
+    let mut tracker = prepare(request, &memory, &out, &maps, &mut stats)?;
     fault::point("uml.copied");
 
+    // Whoever competes for the CPUs, the machine waits for nobody but us from here on.
+    let preferred = Preferred::begin();
     let asked = Instant::now();
+    let mut at = Attached::new(main)?;
+    fault::point("uml.attached");
     let point = at.stop()?;
     let stopped = Instant::now();
     stats.rest = stopped - asked;
@@ -167,6 +169,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
         stats.pause = stopped.elapsed();
         fault::point("uml.released");
     }
+    drop(preferred);
     if let Some(fixed) = &mut request.fixed {
         fixed(&stats);
     }
@@ -203,7 +206,9 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
     let memory_sums = {
         let path = request.dir.join(image::MEMORY);
         let sums = image::Sums::of(&out, &path)?;
-        out.sync_all().map_err(|e| Error::Io(path, "sync", e))?;
+        if request.durable {
+            out.sync_all().map_err(|e| Error::Io(path, "sync", e))?;
+        }
         sums.write(&request.dir.join(image::MEMORY_SUMS))?
     };
     fault::point("uml.saved");
@@ -237,32 +242,53 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
     Ok((machine, stats))
 }
 
+/// Learns what is needed to capture a machine and never changes while it runs, in a stop of its own: captures after this
+/// make one stop only. At least one user process must have run. Nothing is done if all is known already.
+pub fn meet(main: i32, learned: &mut Option<Learned>) -> Result<(), Error> {
+    let status = proc::status(main)?;
+    if learned
+        .as_ref()
+        .is_some_and(|l| l.signals == (status.caught, status.ignored))
+    {
+        return Ok(());
+    }
+    let maps = proc::maps(main)?;
+    let memory = Memory::find(main, &maps)?;
+    ask(main, &memory, learned).map(drop)
+}
+
+/// How long the machine stood still for it.
+fn ask(main: i32, memory: &Memory, learned: &mut Option<Learned>) -> Result<Duration, Error> {
+    let _preferred = Preferred::begin();
+    let mut at = Attached::new(main)?;
+    let point = at.stop()?;
+    let stopped = Instant::now();
+    let users = layout::present(main, memory)?;
+    *learned = Some(learn::learn(&mut at, point, &users)?);
+    at.detach_main()?;
+    Ok(stopped.elapsed())
+}
+
 /// Everything before the stop: what is not known yet is learned, and memory is copied until little is left.
 fn prepare<'a>(
     request: &mut Request<'_>,
-    at: &mut Attached,
     memory: &'a Memory,
     out: &'a File,
     maps: &[proc::Map],
     stats: &mut Stats,
 ) -> Result<Tracker<'a>, Error> {
     let main = request.main;
-    let mut uffd = None;
     let status = proc::status(main)?;
     let known = |l: &Learned| l.signals == (status.caught, status.ignored);
-    if !request.stop_and_copy || !request.learned.as_ref().is_some_and(known) {
-        let point = at.stop()?;
-        let stopped = Instant::now();
-        if !request.learned.as_ref().is_some_and(known) {
-            let users = layout::present(main, memory)?;
-            *request.learned = Some(learn::learn(at, point, &users)?);
-        }
-        if !request.stop_and_copy {
-            uffd = Some(learn::userfault(at, point)?);
-        }
-        at.go()?;
-        stats.first = stopped.elapsed();
+    if !request.learned.as_ref().is_some_and(known) {
+        stats.first = ask(main, memory, request.learned)?;
     }
+    let uffd = request.learned.as_ref().and_then(|l| l.uffd.clone());
+    if uffd.is_none() && !request.stop_and_copy {
+        let what = "userfaultfd with asynchronous write protection";
+        return Err(Error::Sys(what, nix::errno::Errno::EOPNOTSUPP));
+    }
+    let uffd = uffd.filter(|_| !request.stop_and_copy);
     let mut tracker = Tracker::new(main, memory, uffd, out, maps)?;
     if request.stop_and_copy {
         return Ok(tracker);

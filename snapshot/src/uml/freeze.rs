@@ -10,6 +10,7 @@ use super::{Error, traced};
 use crate::proc;
 use crate::sys::ptrace::{self, Call, Report};
 use crate::sys::remote;
+use crate::sys::sched::Boost;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ const REQUEST_SYSEMU_STEP: u64 = 32;
 const REQUEST_GETREGSET: u64 = 0x4204;
 /// How long main may take to come to rest.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long main, and a user process that is to stop, are preferred to everybody else: on a busy machine each stop would
+/// otherwise cost a turn of all others. What takes longer than this computes.
+const PREFERRED: Duration = Duration::from_millis(50);
 /// A user process that ran when we attached is asked to stop after this time.
 const FIRST_KICK: Duration = Duration::from_micros(300);
 
@@ -49,26 +53,34 @@ pub struct Attached {
     /// Main.
     pub main: i32,
     helpers: Vec<i32>,
-    helpers_held: bool,
     attached: bool,
+    /// Main is in a stop that we have seen; the signal that it is to go on with.
+    stopped: Option<i32>,
     /// Our numbers of the machine's processes, by theirs.
     numbers: HashMap<i32, i32>,
     /// The last request that lets a user process run.
     last: Option<u64>,
+    /// Who is preferred.
+    boosted: Vec<Boost>,
 }
 
 impl Attached {
-    /// Attaches to main without stopping it.
+    /// Attaches to main without stopping it. Whoever has attached must soon stop it or let it go: every signal stops it
+    /// until it is waited for.
     pub fn new(main: i32) -> Result<Self, Error> {
-        ptrace::seize(main, libc::PTRACE_O_TRACESYSGOOD).map_err(traced(main, "PTRACE_SEIZE"))?;
-        Ok(Self {
+        let mut new = Self {
             main,
             helpers: Vec::new(),
-            helpers_held: false,
-            attached: true,
+            attached: false,
+            stopped: None,
             numbers: HashMap::new(),
             last: None,
-        })
+            boosted: Vec::new(),
+        };
+        new.learn_numbers();
+        ptrace::seize(main, libc::PTRACE_O_TRACESYSGOOD).map_err(traced(main, "PTRACE_SEIZE"))?;
+        new.attached = true;
+        Ok(new)
     }
 
     /// Stops main at a [`Point`].
@@ -80,15 +92,23 @@ impl Attached {
         let mut status_at = 0;
         let mut first = true;
         self.last = None;
+        self.boosted.extend(Boost::begin(main));
         ptrace::interrupt(main).map_err(traced(main, "PTRACE_INTERRUPT"))?;
         loop {
+            if start.elapsed() > PREFERRED {
+                self.boosted.clear();
+            }
             let report = self.next(start, &mut first)?;
+            self.stopped = Some(0);
             let signal = match report {
                 Report::Ended(_) => {
                     self.attached = false;
                     return Err(Error::Ended(main));
                 }
-                Report::Signal(signal) => signal,
+                Report::Signal(signal) => {
+                    self.stopped = Some(signal);
+                    signal
+                }
                 // A machine is no shell's job; whoever stopped it by hand must wait for us.
                 Report::Interrupted | Report::Event(_) | Report::JobStop(_) => 0,
                 Report::Syscall => {
@@ -145,11 +165,12 @@ impl Attached {
                 }
             };
             ptrace::syscall(main, signal).map_err(traced(main, "PTRACE_SYSCALL"))?;
+            self.stopped = None;
         }
     }
 
     /// The next report of main. One that waits for a user process which runs is helped after a while.
-    fn next(&self, start: Instant, first: &mut bool) -> Result<Report, Error> {
+    fn next(&mut self, start: Instant, first: &mut bool) -> Result<Report, Error> {
         let main = self.main;
         let mut kick_at = FIRST_KICK;
         let since = Instant::now();
@@ -167,9 +188,13 @@ impl Attached {
                 kick_at *= 8;
             }
             *first = *first && waited < Duration::from_millis(50);
-            std::thread::yield_now();
-            // Mostly the next call is microseconds away, and a sleep takes far longer than that.
-            if since.elapsed() > Duration::from_millis(2) {
+            // Mostly the next call is microseconds away, on another CPU; but main may need ours.
+            let since = since.elapsed();
+            if since < Duration::from_micros(15) {
+                std::hint::spin_loop();
+            } else if since < Duration::from_millis(2) {
+                std::thread::sleep(Duration::from_micros(5));
+            } else {
                 std::thread::sleep(Duration::from_micros(100));
             }
         }
@@ -202,23 +227,25 @@ impl Attached {
             self.learn_numbers();
         }
         if let Some(&pid) = self.numbers.get(&number) {
+            self.boosted.extend(Boost::begin(pid));
             kick(pid);
         }
     }
 
     /// Only those that main traces: one that has just been made is not traced yet, would take the signal by main's
     /// handler, which it has not, and die.
-    fn kick_running(&self) {
+    fn kick_running(&mut self) {
         for pid in proc::children(self.main).unwrap_or_default() {
             let runs = proc::stat(pid).is_ok_and(|s| s.state == 'R');
             if runs && proc::status(pid).is_ok_and(|s| s.tracer == self.main) {
+                self.boosted.extend(Boost::begin(pid));
                 kick(pid);
             }
         }
     }
 
-    /// Looks up the numbers of the machine's processes. Worth doing before a stop.
-    pub fn learn_numbers(&mut self) {
+    /// Looks up the numbers of the machine's processes.
+    fn learn_numbers(&mut self) {
         let mut numbers = HashMap::new();
         for pid in proc::children(self.main).unwrap_or_default() {
             let inner = inner_number(pid);
@@ -246,17 +273,12 @@ impl Attached {
                 }
             }
         }
-        self.helpers_held = true;
         Ok(())
     }
 
-    /// Lets main go on, but not the helpers, and not for good.
-    pub fn go(&mut self) -> Result<(), Error> {
-        ptrace::cont(self.main, 0).map_err(traced(self.main, "PTRACE_CONT"))
-    }
-
-    /// Lets main go for good; the helpers stay.
+    /// Lets main go, which is stopped; the helpers stay.
     pub fn detach_main(&mut self) -> Result<(), Error> {
+        self.boosted.clear();
         ptrace::detach(self.main, 0).map_err(traced(self.main, "PTRACE_DETACH"))?;
         self.attached = false;
         Ok(())
@@ -283,7 +305,6 @@ impl Attached {
         for pid in std::mem::take(&mut self.helpers) {
             ptrace::detach(pid, 0).map_err(traced(pid, "PTRACE_DETACH"))?;
         }
-        self.helpers_held = false;
         Ok(())
     }
 }
@@ -291,11 +312,14 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let _ = self.release_helpers();
-        if !self.attached || ptrace::detach(self.main, 0).is_ok() {
+        if !self.attached {
             return;
         }
-        // It runs: only one that has stopped can be let go.
-        if ptrace::interrupt(self.main).is_ok() {
+        // Only one that has stopped can be let go. If it has by itself, for a signal, it must go on with that: a detach
+        // without having looked would lose it.
+        if let Some(signal) = self.stopped {
+            let _ = ptrace::detach(self.main, signal);
+        } else if ptrace::interrupt(self.main).is_ok() {
             while let Ok(Some((_, report))) = ptrace::wait(self.main, true) {
                 let signal = match report {
                     Report::Ended(_) => return,

@@ -69,15 +69,16 @@ impl Sums {
         Ok(blake3::hash(bytes).to_hex().to_string())
     }
 
-    /// Reads them; `sum` is blake3 of the file, and `len` the bytes of what they are of.
-    pub fn load(path: &Path, sum: &str, len: u64) -> Result<Self, Error> {
+    /// Reads them; `sum` is blake3 of the file. They are of `of`, which has `len` bytes.
+    pub fn load(path: &Path, sum: &str, of: &Path, len: u64) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(|e| Error::Io(path.into(), "read", e))?;
         if blake3::hash(&bytes).to_hex().as_str() != sum {
             return Err(Error::Damaged(path.into(), "its sum is wrong".into()));
         }
         let (sums, rest) = bytes.as_chunks::<SUM>();
         if !rest.is_empty() || sums.len() as u64 != len.div_ceil(CHUNK) {
-            return Err(Error::Damaged(path.into(), "its length is wrong".into()));
+            // The sums are what they were, so it is not them.
+            return Err(Error::Damaged(of.into(), "its length is wrong".into()));
         }
         Ok(Self(sums.to_vec()))
     }
@@ -162,7 +163,7 @@ mod tests {
         let sums = Sums::of(&file, &path).unwrap();
         let at = dir.path().join("sums");
         let sum = sums.write(&at).unwrap();
-        let back = Sums::load(&at, &sum, 10 * CHUNK + 100).unwrap();
+        let back = Sums::load(&at, &sum, &path, 10 * CHUNK + 100).unwrap();
         assert_eq!(back, sums);
         back.check(&file, &path).unwrap();
         for at in [0, 3 * CHUNK + 5, 7 * CHUNK, 10 * CHUNK + 50] {
@@ -173,8 +174,12 @@ mod tests {
             assert!(e.to_string().contains("damaged"), "{e}");
             file.write_all_at(&old, at).unwrap();
         }
-        assert!(Sums::load(&at, &sum, 10 * CHUNK).is_err());
+        let damaged = |len| match Sums::load(&at, &sum, &path, len) {
+            Err(Error::Damaged(path, _)) => path,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(damaged(10 * CHUNK), path);
         std::fs::write(&at, b"short").unwrap();
-        assert!(Sums::load(&at, &sum, 10 * CHUNK + 100).is_err());
+        assert_eq!(damaged(10 * CHUNK + 100), at);
     }
 }

@@ -9,9 +9,11 @@ use crate::image::manifest::{PosixTimer, SignalAction};
 use crate::proc;
 use crate::sys::ptrace::{self, Regs};
 use crate::sys::remote;
+use crate::sys::uffd::{FEATURES_ASYNC, Uffd};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// The first address above a guest's user memory: the page of code by which main has calls made in a user process
 /// (`arch/um/include/shared/as-layout.h`), and behind it one for its data.
@@ -33,6 +35,9 @@ pub struct Learned {
     pub timers: Vec<PosixTimer>,
     /// Signals that main caught and ignored when it was asked.
     pub signals: (u64, u64),
+    /// A userfaultfd of main's memory, with nothing registered between captures. Kept, because only main can make one, and
+    /// has to be stopped for it. None if the kernel has none that serves.
+    pub uffd: Option<Arc<Uffd>>,
 }
 
 /// Asks. Main is at rest.
@@ -66,6 +71,9 @@ pub fn learn(at: &mut Attached, point: Point, users: &Users) -> Result<Learned, 
     let altstack = stack(words(&calls)?);
     let brk = calls.ok("brk", libc::SYS_brk, &[0])?;
     let stub = stub(&mut calls, user, known.number)?;
+    let uffd = userfault(&mut calls, main)
+        .inspect_err(|e| tracing::debug!("no userfaultfd: {e}"))
+        .ok();
     calls.end()?;
     Ok(Learned {
         actions,
@@ -74,6 +82,7 @@ pub fn learn(at: &mut Attached, point: Point, users: &Users) -> Result<Learned, 
         stub,
         timers,
         signals: (status.caught, status.ignored),
+        uffd: uffd.map(Arc::new),
     })
 }
 
@@ -233,17 +242,17 @@ fn timers(main: i32) -> Result<Vec<PosixTimer>, Error> {
 }
 
 /// Makes a userfaultfd in main, and takes it away from it.
-pub fn userfault(at: &mut Attached, point: Point) -> Result<OwnedFd, Error> {
-    let main = at.main;
-    let mut calls = Calls::begin(at, point)?;
+fn userfault(calls: &mut Calls<'_>, main: i32) -> Result<Uffd, Error> {
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
     let number = calls.ok("userfaultfd", libc::SYS_userfaultfd, &[flags])?;
     let fd = remote::pidfd_open(main)
         .and_then(|p| remote::pidfd_getfd(p.as_fd(), number as i32))
         .map_err(traced(main, "pidfd_getfd"));
     calls.ok("close", libc::SYS_close, &[number])?;
-    calls.end()?;
-    fd
+    Uffd::new(fd?, FEATURES_ASYNC).map_err(|e| {
+        let what = "UFFDIO_API with asynchronous write protection";
+        Error::Sys(what, image::errno_of(&e))
+    })
 }
 
 /// Whether `pid` is traced by main, and so a user process; its number in the machine.

@@ -7,17 +7,17 @@
 use super::layout::{self, Known, Memory, Users};
 use super::learn::user_number;
 use super::manifest::Piece;
-use super::{Error, PAGE};
+use super::{Error, PAGE, image};
 use crate::proc::{self, Map, MapKind};
 use crate::sys::mapfile;
 use crate::sys::pagemap::{FILE, PRESENT, Pagemap, Region, SWAPPED};
 use crate::sys::perf::{Mappings, Record};
 use crate::sys::procmem::ProcMem;
-use crate::sys::uffd::{FEATURES_ASYNC, Uffd, WP};
+use crate::sys::uffd::{Uffd, WP};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
@@ -108,7 +108,7 @@ pub struct Tracker<'a> {
     memory: &'a Memory,
     out: &'a File,
     /// None when everything is copied in the stop.
-    uffd: Option<Uffd>,
+    uffd: Option<Arc<Uffd>>,
     pagemap: Pagemap,
     own_memory: ProcMem,
     mappings: Option<Mappings>,
@@ -135,14 +135,10 @@ impl<'a> Tracker<'a> {
     pub fn new(
         main: i32,
         memory: &'a Memory,
-        uffd: Option<OwnedFd>,
+        uffd: Option<Arc<Uffd>>,
         out: &'a File,
         maps: &[Map],
     ) -> Result<Self, Error> {
-        let uffd = uffd
-            .map(|fd| Uffd::new(fd, FEATURES_ASYNC))
-            .transpose()
-            .map_err(|e| Error::Sys("UFFDIO_API with asynchronous write protection", errno(&e)))?;
         let mappings = match uffd {
             Some(_) => Some(Mappings::record().map_err(sys("perf_event_open"))?),
             None => None,
@@ -197,7 +193,7 @@ impl<'a> Tracker<'a> {
         if served {
             // Who serves the file knows what it has brought and what the kernel has given back, and not what it has yet.
             let resident = mapfile::resident(&self.memory.file)
-                .map_err(|e| Error::Sys("mincore", errno(&e)))?;
+                .map_err(|e| Error::Sys("mincore", image::errno_of(&e)))?;
             for (page, _) in resident.iter().enumerate().filter(|r| *r.1 != 0) {
                 pages.add(page as u64, page as u64 + 1);
             }
@@ -412,7 +408,7 @@ impl<'a> Tracker<'a> {
         let buffer = &mut self.room[..len as usize];
         self.own_memory
             .gather(&all, buffer)
-            .map_err(|(at, e)| Error::Memory(self.main, at, errno(&e)))?;
+            .map_err(|(at, e)| Error::Memory(self.main, at, image::errno_of(&e)))?;
         let mut rest = &buffer[..];
         for address in all.into_iter().flat_map(|r| r.step_by(PAGE as usize)) {
             let (page, more) = rest.split_at(PAGE as usize);
@@ -462,9 +458,12 @@ impl<'a> Tracker<'a> {
 impl Drop for Tracker<'_> {
     fn drop(&mut self) {
         let Some(uffd) = &self.uffd else { return };
-        for t in &self.tracked {
-            // Gone with the machine, or unmapped meanwhile.
-            let _ = uffd.unregister(t.start, t.end - t.start);
+        // By what is mapped now: a mapping of which a part was unmapped in the stop is on our list no more. An error means
+        // that the machine is gone.
+        for m in proc::maps(self.main).unwrap_or_default() {
+            if self.memory.is(&m) || is_own(&m) {
+                let _ = uffd.unregister(m.start, m.end - m.start);
+            }
         }
     }
 }
@@ -516,10 +515,6 @@ pub fn data(file: &File, at: u64, len: u64) -> Result<Option<(u64, u64)>, Error>
     };
     let end = lseek(file, start.cast_signed(), Whence::SeekHole).map_err(sys("SEEK_HOLE"))?;
     Ok(Some((start, end.cast_unsigned().min(len))))
-}
-
-fn errno(e: &std::io::Error) -> nix::errno::Errno {
-    nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -160,6 +160,7 @@ fn serve(
     let sums = Sums::load(
         &snapshot.join(image::MEMORY_SUMS),
         &machine.memory_sums,
+        &base_path,
         len,
     )?;
     let own = File::options()

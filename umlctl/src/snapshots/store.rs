@@ -320,5 +320,5 @@ impl Snapshot {
 pub(super) fn check(dir: &Path, name: &str, sums: &str, sum: &str) -> Result<(), Error> {
     let (file, path) = image::open(dir, name)?;
     let len = file.metadata().map_err(io("look at", &path))?.len();
-    Ok(image::Sums::load(&dir.join(sums), sum, len)?.check(&file, &path)?)
+    Ok(image::Sums::load(&dir.join(sums), sum, &path, len)?.check(&file, &path)?)
 }

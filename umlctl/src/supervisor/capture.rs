@@ -3,10 +3,11 @@
 use super::{Error, system};
 use crate::snapshots::store::Figures;
 use crate::snapshots::take::{Job, Learned, take};
+use nix::unistd::Pid;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the thread tells.
 #[derive(Debug)]
@@ -17,6 +18,20 @@ pub enum Event {
     Saved(Figures),
     /// There is no snapshot: why.
     Failed(String),
+}
+
+/// Learns about a machine, in a thread, so that its first snapshot need not. If it fails the first snapshot does it.
+pub fn meet(main: Pid, learned: Arc<Mutex<Learned>>) {
+    let run = move || {
+        let mut learned = learned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = snapshot::uml::capture::meet(main.as_raw(), &mut learned) {
+            tracing::debug!("not met: {}", snapshot::resume::text(&e));
+        }
+    };
+    let thread = std::thread::Builder::new().name("meet".into()).spawn(run);
+    if let Err(e) = thread {
+        tracing::debug!("not met: {e}");
+    }
 }
 
 /// A snapshot that is being taken.
@@ -43,9 +58,7 @@ impl Capture {
                 let _ = sender.send(event);
                 let _ = waker.write_all(b"!");
             };
-            let mut learned = learned
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut learned = learned.lock().unwrap_or_else(PoisonError::into_inner);
             let result = take(&job, &mut learned, &mut |figures| {
                 tell(Event::Fixed(figures))
             });

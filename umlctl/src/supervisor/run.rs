@@ -1,7 +1,7 @@
 //! The loop.
 
 use super::agent::{Channel, Owner, Said, allowed};
-use super::capture::{Capture, Event};
+use super::capture::{self, Capture, Event};
 use super::clients::{Client, MOST, Role};
 use super::console::Console;
 use super::keeper::Keeper;
@@ -26,6 +26,8 @@ use umlctl_agent::wire::{Frame, Kind, VERSION};
 
 /// How long a supervisor that was told to end gives its VM.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long after its agent has spoken a machine is met (`uml::capture::meet`): its first moments are busy ones.
+const ACQUAINTANCE: Duration = Duration::from_millis(500);
 /// How long answers may take to be sent when all is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -53,6 +55,7 @@ pub struct Supervisor {
     clients: BTreeMap<u32, Client>,
     last: u32,
     kill_at: Option<Instant>,
+    meet_at: Option<Instant>,
     started: Instant,
     capture: Option<Capture>,
     learned: Arc<Mutex<Learned>>,
@@ -121,6 +124,7 @@ impl Supervisor {
             clients: BTreeMap::new(),
             last: 0,
             kill_at: None,
+            meet_at: None,
             started: Instant::now(),
             capture: None,
             learned: Arc::default(),
@@ -174,6 +178,10 @@ impl Supervisor {
                 self.kill_at = None;
                 self.kill();
             }
+            if self.meet_at.is_some_and(|t| t <= Instant::now()) {
+                self.meet_at = None;
+                capture::meet(self.keeper.main_pid, Arc::clone(&self.learned));
+            }
         };
         self.finish(exit);
         Ok(exit)
@@ -209,7 +217,8 @@ impl Supervisor {
             sources.push((Source::Client(*number), client.fd(), events));
         }
         let mut fds: Vec<PollFd<'_>> = sources.iter().map(|s| PollFd::new(s.1, s.2)).collect();
-        let timeout = self.kill_at.map_or(PollTimeout::NONE, |t| {
+        let next = self.kill_at.into_iter().chain(self.meet_at).min();
+        let timeout = next.map_or(PollTimeout::NONE, |t| {
             // Rounded up: else the last millisecond would be spent turning round.
             let left = t.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
@@ -303,6 +312,7 @@ impl Supervisor {
             self.state.boot_us = u64::try_from(self.started.elapsed().as_micros()).ok();
             self.save();
         }
+        self.meet_at = Some(Instant::now() + ACQUAINTANCE);
         self.tell(WaitFor::Agent);
     }
 

@@ -133,6 +133,11 @@ impl Home {
     pub fn boot(&self, name: &str) {
         let image = image().to_str().unwrap();
         self.run(&["run", name, "--image", image, "--detach"]);
+        // The agent answers before init has mounted what hides files that were made before.
+        wait("/tmp", || {
+            let looks = ["exec", name, "--", "grep", "-q", " /tmp ", "/proc/mounts"];
+            self.output(&looks).status.success()
+        });
     }
 
     pub fn address(&self, name: &str) -> String {

@@ -54,7 +54,7 @@ fn connections_survive_kill_and_resume() {
         home.run(&["snapshot", "a", &name, "--kill"]);
         assert_eq!(home.state("a"), "ended");
         for process in ["supervisor", "keeper", "main"] {
-            assert!(!common::lives(&before[process]), "{process}");
+            common::wait(process, || !common::lives(&before[process]));
         }
         let resumed = home.json(&["resume", &name]);
         assert_eq!(resumed["name"], "a");
