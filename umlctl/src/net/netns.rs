@@ -1,6 +1,6 @@
 //! A VM's network namespace: made, entered, removed.
 //!
-//! Made with `ip` and `nft`, by two batches and one rule set. It stays when its VM ends, until `rm`: what is sent to the
+//! Made with `ip` and `nft`, by two batches and one rule set, as much at a time as can be: a resume waits for it. It stays when its VM ends, until `rm`: what is sent to the
 //! VM's address goes through to the tap and is lost there, without an answer, so connections that a resumed VM will go on
 //! with are not reset. This does not need anybody to be alive.
 
@@ -8,12 +8,13 @@ use super::Error;
 use super::names::{self, GATEWAY, GATEWAY_MAC, GUEST, HOST, HOST_MAC, INNER, INNER_MAC, TAP};
 use crate::sys::tap;
 use crate::vm::cmdline::GUEST_MAC;
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Where `ip` keeps names of namespaces.
 const NAMES: &str = "/run/netns";
@@ -22,14 +23,16 @@ fn path(index: u32) -> PathBuf {
     Path::new(NAMES).join(names::namespace(index))
 }
 
-/// Runs a tool with a text on stdin.
-fn tool(
+/// A tool that runs.
+struct Tool(&'static str, Child);
+
+/// Starts a tool with a text on stdin.
+fn start(
     tool: &'static str,
     package: &'static str,
     args: &[&str],
     input: &str,
-) -> Result<(), Error> {
-    let failed = |message: String| Error::Tool { tool, message };
+) -> Result<Tool, Error> {
     let mut child = Command::new(tool)
         .args(args)
         .env("LC_ALL", "C")
@@ -42,22 +45,31 @@ fn tool(
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }
-    let output = child
-        .wait_with_output()
-        .map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(failed(if message.is_empty() {
-        output.status.to_string()
-    } else {
-        message
-    }))
+    Ok(Tool(tool, child))
 }
 
-fn ip(batch: &str) -> Result<(), Error> {
-    tool("ip", "iproute2", &["-batch", "-"], batch)
+impl Tool {
+    fn end(self) -> Result<(), Error> {
+        let failed = |message: String| Error::Tool {
+            tool: self.0,
+            message,
+        };
+        let output = self.1.wait_with_output();
+        let output = output.map_err(|e| failed(e.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(failed(if message.is_empty() {
+            output.status.to_string()
+        } else {
+            message
+        }))
+    }
+}
+
+fn ip(batch: &str) -> Result<Tool, Error> {
+    start("ip", "iproute2", &["-batch", "-"], batch)
 }
 
 /// The host's side.
@@ -68,8 +80,7 @@ fn outside(index: u32) -> String {
         names::address(index),
     );
     format!(
-        "netns add {ns}
-link add {veth} address {HOST_MAC} type veth peer name {INNER} address {INNER_MAC} netns {ns}
+        "link add {veth} address {HOST_MAC} type veth peer name {INNER} address {INNER_MAC} netns {ns}
 addr add {HOST}/32 dev {veth}
 link set {veth} up
 neigh replace {address} lladdr {INNER_MAC} dev {veth} nud permanent
@@ -152,6 +163,29 @@ pub fn open(index: u32) -> Result<OwnedFd, Error> {
         })
 }
 
+/// Makes an empty namespace, with a name as `ip netns` gives it.
+fn add(index: u32) -> Result<(), Error> {
+    let path = path(index);
+    let io = |what| {
+        let path = path.clone();
+        move |source| Error::Io { what, path, source }
+    };
+    std::fs::create_dir_all(NAMES).map_err(io("make the directory of"))?;
+    File::create(&path).map_err(io("make"))?;
+    let own = Path::new("/proc/thread-self/ns/net");
+    let back = File::open(own).map_err(io("open the one beside"))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(namespace_error("make", index))?;
+    let bind = mount(
+        Some(own),
+        &path,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    );
+    setns(back, CloneFlags::CLONE_NEWNET).map_err(namespace_error("leave", index))?;
+    bind.map_err(namespace_error("name", index))
+}
+
 /// Does something with the calling thread in a VM's namespace.
 fn within<T>(index: u32, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let own = Path::new("/proc/thread-self/ns/net");
@@ -186,12 +220,18 @@ pub fn make(index: u32) -> Result<(), Error> {
         return Ok(());
     }
     remove(index)?;
-    let result = ip(&outside(index)).and_then(|()| {
+    let result = add(index).and_then(|()| {
+        let outside = ip(&outside(index))?;
+        // Rules need no interface of theirs to be there.
+        let rules = within(index, || {
+            start("nft", "nftables", &["-f", "-"], &rules(index))
+        });
+        outside.end()?;
         // For packets between VMs. Set for this interface alone: the host need not be a router.
         sysctl(&format!("conf/{}/forwarding", names::outer(index)), "1")?;
         within(index, || {
-            ip(&inside())?;
-            tool("nft", "nftables", &["-f", "-"], &rules(index))?;
+            ip(&inside())?.end()?;
+            rules?.end()?;
             // Last: until the rules stand nothing passes.
             sysctl("ip_forward", "1")
         })
@@ -224,10 +264,10 @@ pub fn remove(index: u32) -> Result<(), Error> {
     let veth = names::outer(index);
     if nix::net::if_::if_nametoindex(veth.as_str()).is_ok() {
         // At once: a namespace is taken apart some time after its last user.
-        ip(&format!("link del {veth}\n"))?;
+        ip(&format!("link del {veth}\n"))?.end()?;
     }
     if path(index).exists() {
-        ip(&format!("netns del {}\n", names::namespace(index)))?;
+        ip(&format!("netns del {}\n", names::namespace(index)))?.end()?;
     }
     Ok(())
 }
