@@ -47,7 +47,7 @@ fn the_pager_may_be_killed_at_any_time() {
         let err = dir.path().join("killed.err");
         let out = dir.path().join("killed.out");
         let mut resumer = Command::new("timeout")
-            .args(["-s", "KILL", "60"])
+            .args(["-s", "KILL", "300"])
             .arg(common::resumer())
             .arg(dir.path())
             .stdin(Stdio::null())

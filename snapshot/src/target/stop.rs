@@ -22,6 +22,8 @@ const ATTEMPTS: u32 = 5;
 pub struct Stopped {
     pid: i32,
     threads: Vec<i32>,
+    /// So many of them, the first ones, have been seen to stop; the others were asked to.
+    seen: usize,
     job_stop: Option<i32>,
 }
 
@@ -47,6 +49,7 @@ impl Stopped {
         let mut stopped = Self {
             pid,
             threads: Vec::new(),
+            seen: 0,
             job_stop: None,
         };
         // Threads that are made while we attach show up in the next listing; once all are stopped none is made. A first
@@ -82,6 +85,7 @@ impl Stopped {
         let mut stopped = Self {
             pid,
             threads: Vec::new(),
+            seen: 0,
             job_stop: None,
         };
         if attach(pid, tid)? {
@@ -107,6 +111,7 @@ impl Stopped {
                     }
                     mend(tid);
                     i += 1;
+                    self.seen = i;
                 }
                 Ok(None) => {
                     self.threads.remove(i);
@@ -162,11 +167,12 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // After an error some were asked to stop and have not been waited for: only a stopped thread can be let go. One
-        // that has ended meanwhile needs no letting go.
+        // Only a stopped thread can be let go. One that has ended meanwhile needs no letting go. After an error some were
+        // asked to stop and have not been waited for: one that stands there for a signal would lose it.
+        let asked = self.threads.split_off(self.seen.min(self.threads.len()));
         self.threads
             .retain(|&tid| ptrace::detach(tid, 0) == Err(Errno::ESRCH));
-        for &tid in &self.threads {
+        for &tid in self.threads.iter().chain(&asked) {
             // It may run if a call that was made in its name has failed.
             let _ = ptrace::interrupt(tid);
             if let Ok(Some(_)) = wait_stopped(tid) {

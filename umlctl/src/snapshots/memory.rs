@@ -7,7 +7,6 @@
 use cowfs::fuse::{
     self, Attr, Entry, Errno, Filesystem, MountOptions, Negotiated, Op, Reply, Request, Statfs,
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::Pid;
 use snapshot::sys::clone::{self, Fork};
 use snapshot::uml::image::{self, CHUNK, Sums};
@@ -99,13 +98,7 @@ pub const DAMAGE: &str = "damage";
 /// Then nothing is left.
 pub fn spawn(dir: &Path, snapshot: &Path, machine: &Machine, keeper: Pid) -> Result<File, Error> {
     let process = |e: nix::errno::Errno| Error::Process(e.desc().into());
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(process)?;
+    let (ours, theirs) = crate::sys::fd::messages().map_err(process)?;
     let parent = nix::unistd::getpid();
     if clone::fork(0, libc::SIGCHLD, None).map_err(process)? == Fork::Child {
         let alive = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).is_ok()

@@ -12,10 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use snapshot::sys::clone::{self, Fork};
@@ -62,13 +59,7 @@ pub fn launch<S: Start>(
     plan: Plan<S>,
     forked: impl FnOnce(Pid) -> Result<(), Error>,
 ) -> Result<Keeper, Error> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(system("make a socket pair"))?;
+    let (ours, theirs) = crate::sys::fd::messages().map_err(system("make a socket pair"))?;
     let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     match clone::fork(flags, libc::SIGCHLD, None).map_err(system("make a pid namespace"))? {
         Fork::Child => {
@@ -202,8 +193,9 @@ fn say(channel: &OwnedFd, text: &[u8], fd: Option<i32>) -> Result<(), Errno> {
 }
 
 /// Reaps all, and when main ends kills what is left at once: a user process of the guest whose tracer is gone would run on
-/// as a process of the host.
+/// as a process of the host. So this comes before all others when it has something to do, which is hardly ever.
 fn reap(main: Pid) -> i32 {
+    snapshot::sys::sched::prefer_this_thread();
     loop {
         let code = match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid == main => code,

@@ -14,7 +14,6 @@ use crate::vm::config::{Config, Net};
 use crate::vm::home::{Lock, Vm};
 use crate::vm::state::{Exit, Phase, State};
 use crate::vm::{cmdline, initrd};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -198,13 +197,7 @@ fn boot(vm: &Vm, config: &Config, base: Base) -> Result<Keeper, Error> {
 /// The keeper is forked while there is one thread; then another process serves its memory, and the file is handed over.
 fn rebuild(vm: &Vm, dir: &Path, base: Base) -> Result<Keeper, Error> {
     let machine = snapshot::uml::manifest::load(dir).map_err(|e| start_error(&e))?;
-    let (ours, theirs) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-    .map_err(system("make a socket pair"))?;
+    let (ours, theirs) = crate::sys::fd::messages().map_err(system("make a socket pair"))?;
     let start = Resume {
         dir: dir.to_owned(),
         machine: machine.clone(),

@@ -1,7 +1,21 @@
 //! Descriptors: fixed numbers for a program about to be started, and descriptors that came as numbers.
 
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// A pair of sockets for messages, which may bring descriptors along.
+///
+/// # Errors
+/// The kernel's.
+pub fn messages() -> Result<(OwnedFd, OwnedFd), Errno> {
+    socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+}
 
 /// Gives descriptors the numbers that stand beside them, open across exec, and closes every other one.
 ///

@@ -1,6 +1,7 @@
 //! Snapshots that were changed, cut, or belong to another base: refused, or ended with a reason; never a wrong guest.
 
 use super::common::{Home, make_image, wait};
+use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -125,4 +126,85 @@ fn a_changed_base_is_refused() {
     std::fs::remove_file(&base).unwrap();
     home.refused(&["resume", "s", "--name", "b"], 1);
     no_vm(&home, "b");
+}
+
+/// Where there are numbers in a document, as JSON pointers.
+fn numbers(value: &Value, at: &str, out: &mut Vec<String>) {
+    match value {
+        Value::Number(_) => out.push(at.to_owned()),
+        Value::Array(all) => {
+            for (i, v) in all.iter().enumerate() {
+                numbers(v, &format!("{at}/{i}"), out);
+            }
+        }
+        Value::Object(all) => {
+            for (key, v) in all {
+                numbers(v, &format!("{at}/{key}"), out);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A manifest by an enemy: every sum is right, and what it says is not. It is refused, or the guest is not what it was;
+/// umlctl neither panics nor hangs, and nothing is left of it.
+#[test]
+fn a_manifest_that_lies() {
+    const HEAD: usize = 56;
+    let home = Home::new();
+    home.boot("a");
+    home.run(&["snapshot", "a", "good", "--wait"]);
+    home.run(&["rm", "-f", "a"]);
+    let store = home.dir.path().join("snapshots");
+    let path = store.join("good/machine");
+    let good = std::fs::read(&path).unwrap();
+    let machine: Value = serde_json::from_slice(&good[HEAD..]).unwrap();
+    let mut places = Vec::new();
+    numbers(&machine, "", &mut places);
+    // The same ones each time. Most numbers are those of mappings: of the others as many.
+    let (maps, others): (Vec<_>, Vec<_>) = places
+        .iter()
+        .partition(|p| p.starts_with("/users/") || p.starts_with("/private/"));
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random as usize
+    };
+    let lies = [0, 1, 7, 4096, 1 << 31, 1 << 46, 1 << 63, u64::MAX];
+    let mut refused = 0;
+    for round in 0..60 {
+        let list = if round % 2 == 0 { &maps } else { &others };
+        let place = list[next() % list.len()];
+        let lie = lies[next() % lies.len()];
+        let mut wrong = machine.clone();
+        *wrong.pointer_mut(place).unwrap() = lie.into();
+        let body = serde_json::to_vec(&wrong).unwrap();
+        let mut bytes = good[..16].to_vec();
+        bytes.extend((body.len() as u64).to_le_bytes());
+        let mut sum = blake3::Hasher::new();
+        sum.update(&bytes).update(&body);
+        bytes.extend(sum.finalize().as_bytes());
+        bytes.extend(&body);
+        std::fs::write(&path, &bytes).unwrap();
+        let out = home.output(&["resume", "good", "--name", "b"]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        let code = out.status.code();
+        assert!(
+            matches!(code, Some(0 | 1)) && !said.contains("panicked"),
+            "{place} = {lie}: {code:?} {said}"
+        );
+        if code == Some(1) {
+            refused += 1;
+            assert!(said.len() > 20, "{place} = {lie}: {said}");
+            no_vm(&home, "b");
+        } else {
+            home.run(&["rm", "-f", "b"]);
+        }
+    }
+    assert!(refused > 10, "{refused}");
+    std::fs::write(&path, &good).unwrap();
+    home.run(&["resume", "good", "--name", "b"]);
+    home.check("b");
 }
