@@ -147,6 +147,11 @@ impl Drop for Guest {
             let _ = killpg(self.pid(), Signal::SIGKILL);
             let _ = self.child.wait();
         }
+        // Those that wait for its disk have the files open until they are gone, too.
+        let end = Instant::now() + PATIENCE;
+        while killpg(self.pid(), None).is_ok() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
