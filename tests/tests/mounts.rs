@@ -138,6 +138,74 @@ fn a_diff_with_a_head_that_changes_is_of_one_moment() {
     l.check();
 }
 
+/// An inode has a hint at its name, which may have gone wrong: each way in which names come and go, and then a change.
+#[test]
+fn a_diff_finds_every_name_of_what_has_changed() {
+    let l = Live::new();
+    let m = l.mnt();
+    for d in ["a", "b"] {
+        fs::create_dir(l.at(d)).expect("room");
+    }
+    let names = [
+        "a/as-made",
+        "a/moved",
+        "a/swapped",
+        "b/swap",
+        "a/one",
+        "a/gone",
+        "a/over",
+    ];
+    for n in names {
+        fs::write(l.at(n), n).expect("room");
+    }
+    fs::write(l.at("b/under"), "x").expect("room");
+    fs::rename(l.at("a/moved"), l.at("b/moved")).expect("room");
+    fs::rename(l.at("a/over"), l.at("b/under")).expect("room");
+    nix::fcntl::renameat2(
+        nix::fcntl::AT_FDCWD,
+        &l.at("a/swapped"),
+        nix::fcntl::AT_FDCWD,
+        &l.at("b/swap"),
+        nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+    )
+    .expect("supported");
+    // Two names; and one name, which is not the latest.
+    fs::hard_link(l.at("a/one"), l.at("b/two")).expect("room");
+    fs::hard_link(l.at("a/gone"), l.at("b/latest")).expect("room");
+    fs::remove_file(l.at("b/latest")).expect("there");
+    // A directory that was moved, with a file in it.
+    fs::create_dir(l.at("a/dir")).expect("room");
+    fs::write(l.at("a/dir/f"), "x").expect("room");
+    fs::rename(l.at("a/dir"), l.at("b/new")).expect("room");
+    l.run(&["checkpoint", &m, "base"]);
+    let changed = [
+        "a/as-made",
+        "a/gone",
+        "a/one",
+        "a/swapped",
+        "b/moved",
+        "b/new/f",
+        "b/swap",
+        "b/under",
+    ];
+    for n in changed {
+        fs::write(l.at(n), "changed").expect("there");
+    }
+    let diff: serde_json::Value =
+        serde_json::from_str(&l.run(&["diff", &m, "base", "HEAD", "--json"])).expect("JSON");
+    let paths: Vec<&str> = diff["entries"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|e| e["path"].as_str().expect("a text"))
+        .collect();
+    let mut wanted: Vec<String> = changed.iter().map(|n| format!("/{n}")).collect();
+    wanted.push("/b/two".into());
+    wanted.sort();
+    assert_eq!(paths, wanted);
+    l.check();
+}
+
 #[test]
 fn a_checkpoint_that_could_be_mounted_is_whole() {
     let l = Live::new();

@@ -85,11 +85,16 @@ pub fn set<K: Kv + ?Sized>(
     name: &[u8],
     target: Target,
 ) -> Result<(), FsError> {
-    let hash = key::name_hash(&kv.hash_key(), name);
+    let hash = hash(kv, name);
     let mut v = [0; 9];
     v[..8].copy_from_slice(&target.ino.to_le_bytes());
     v[8] = target.dtype;
     kv.put(&key::dirent(dir, hash, name), &v)
+}
+
+/// The hash of a name.
+pub fn hash<K: Kv + ?Sized>(kv: &mut K, name: &[u8]) -> u64 {
+    key::name_hash(&kv.hash_key(), name)
 }
 
 /// Removes an entry.

@@ -37,14 +37,17 @@ pub struct Inode {
     pub size: u64,
     /// Bytes mapped by extents.
     pub mapped: u64,
+    /// Of devices only.
     pub rdev: u32,
     pub flags: u32,
     pub atime: Time,
     pub mtime: Time,
     pub ctime: Time,
     pub btime: Time,
-    /// Directory that holds this one (directories only).
+    /// Directory that holds this one. Of what is no directory: where it got its latest name, a hint; 0 if that is not known.
     pub parent: u64,
+    /// The upper 32 of the 63 bits of the hash of that name, a hint. Devices have none.
+    pub name: u32,
 }
 
 fn put_time(b: &mut [u8; LEN], at: usize, t: Time) {
@@ -62,7 +65,11 @@ impl Inode {
         b[12..16].copy_from_slice(&self.nlink.to_le_bytes());
         b[16..24].copy_from_slice(&self.size.to_le_bytes());
         b[24..32].copy_from_slice(&self.mapped.to_le_bytes());
-        b[32..36].copy_from_slice(&self.rdev.to_le_bytes());
+        let slot = match self.is_device() {
+            true => self.rdev,
+            false => self.name,
+        };
+        b[32..36].copy_from_slice(&slot.to_le_bytes());
         b[36..40].copy_from_slice(&self.flags.to_le_bytes());
         put_time(&mut b, 40, self.atime);
         put_time(&mut b, 52, self.mtime);
@@ -78,6 +85,7 @@ impl Inode {
         let u32_at = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         let time_at = |at: usize| (u64_at(at).cast_signed(), u32_at(at + 8));
+        let device = is_device(u32_at(0));
         let inode = Self {
             mode: u32_at(0),
             uid: u32_at(4),
@@ -85,13 +93,14 @@ impl Inode {
             nlink: u32_at(12),
             size: u64_at(16),
             mapped: u64_at(24),
-            rdev: u32_at(32),
+            rdev: if device { u32_at(32) } else { 0 },
             flags: u32_at(36),
             atime: time_at(40),
             mtime: time_at(52),
             ctime: time_at(64),
             btime: time_at(76),
             parent: u64_at(88),
+            name: if device { 0 } else { u32_at(32) },
         };
         let sane_times = [inode.atime, inode.mtime, inode.ctime, inode.btime]
             .iter()
@@ -99,6 +108,25 @@ impl Inode {
         // Extents do not overlap and end before FILE_MAX, so no more than that can be mapped: sums cannot overflow.
         let sane_sizes = inode.size <= super::FILE_MAX && inode.mapped <= super::FILE_MAX;
         (has_type(inode.mode) && sane_times && sane_sizes).then_some(inode)
+    }
+
+    fn is_device(&self) -> bool {
+        is_device(self.mode)
+    }
+
+    /// Notes that it has got a name, whose hash this is, in a directory.
+    pub fn named(&mut self, dir: u64, hash: u64) {
+        self.parent = dir;
+        self.name = u32::try_from(hash >> HINT_SHIFT).unwrap_or(u32::MAX);
+    }
+
+    /// The hashes of names, from the first to before the last, among which that of its latest name is.
+    pub fn hint(&self) -> (u64, u64) {
+        if self.is_device() {
+            return (0, 1 << 63);
+        }
+        let first = u64::from(self.name) << HINT_SHIFT;
+        (first, first + (1 << HINT_SHIFT))
     }
 
     /// True for a directory.
@@ -120,6 +148,13 @@ impl Inode {
     pub fn dtype(&self) -> u8 {
         dtype(self.mode)
     }
+}
+
+/// Hashes of names have 63 bits.
+const HINT_SHIFT: u32 = 31;
+
+fn is_device(mode: u32) -> bool {
+    matches!(mode & libc::S_IFMT, libc::S_IFBLK | libc::S_IFCHR)
 }
 
 /// True if the mode has one of the types that files can have.

@@ -41,11 +41,12 @@ pub fn mkfs<K: Kv + ?Sized>(kv: &mut K, ctx: &Ctx) -> Result<(), FsError> {
     inode::save(kv, ROOT_INO, &inode)
 }
 
-/// Makes an inode as a child of `dir`, without a name yet.
+/// Makes an inode as a child of `dir`, to get a name there, or none.
 fn make<K: Kv + ?Sized>(
     kv: &mut K,
     dir_ino: u64,
     dir: &Inode,
+    name: Option<&[u8]>,
     new: &New<'_>,
     ctx: &Ctx,
 ) -> Result<(u64, Inode), FsError> {
@@ -63,9 +64,11 @@ fn make<K: Kv + ?Sized>(
         mtime: ctx.now,
         ctime: ctx.now,
         btime: ctx.now,
-        parent: if is_dir { dir_ino } else { 0 },
         ..Inode::default()
     };
+    if let Some(name) = name {
+        inode.named(dir_ino, dir::hash(kv, name));
+    }
     // A set-group-id directory hands its group down, and to directories the bit as well (mkdir(2)).
     if dir.mode & libc::S_ISGID != 0 {
         inode.gid = dir.gid;
@@ -122,7 +125,7 @@ pub fn create<K: Kv + ?Sized>(
     if dir::lookup(kv, dir_ino, name)?.is_some() {
         return fail(libc::EEXIST);
     }
-    let (ino, inode) = make(kv, dir_ino, &dir, new, ctx)?;
+    let (ino, inode) = make(kv, dir_ino, &dir, Some(name), new, ctx)?;
     let target = Target {
         ino,
         dtype: inode.dtype(),
@@ -147,7 +150,7 @@ pub fn tmpfile<K: Kv + ?Sized>(
     ctx: &Ctx,
 ) -> Result<(u64, Inode), FsError> {
     let dir = dir::load(kv, dir_ino)?;
-    let (ino, mut inode) = make(kv, dir_ino, &dir, new, ctx)?;
+    let (ino, mut inode) = make(kv, dir_ino, &dir, None, new, ctx)?;
     inode.nlink = 0;
     inode::save(kv, ino, &inode)?;
     kv.put(&key::orphan(ino), &[])?;
@@ -185,6 +188,7 @@ pub fn link<K: Kv + ?Sized>(
         kv.del(&key::orphan(ino))?;
     }
     inode.nlink += 1;
+    inode.named(dir_ino, dir::hash(kv, name));
     inode.ctime = ctx.now;
     inode::save(kv, ino, &inode)?;
     let target = Target {

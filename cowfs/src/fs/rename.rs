@@ -107,8 +107,8 @@ pub fn rename<K: Kv + ?Sized>(
     if inode.is_dir() && !same_dir {
         from.nlink = from.nlink.saturating_sub(1);
         to.nlink = to.nlink.saturating_add(1);
-        inode.parent = ends.to;
     }
+    inode.named(ends.to, dir::hash(kv, ends.new_name));
     inode.ctime = ctx.now;
     inode::save(kv, moved.ino, &inode)?;
     stamp(kv, ends, from, to, ctx)?;
@@ -157,16 +157,16 @@ fn exchange<K: Kv + ?Sized>(
     let mut to = dir::load(kv, ends.to)?;
     if !same_dir {
         if ia.is_dir() {
-            ia.parent = ends.to;
             from.nlink = from.nlink.saturating_sub(1);
             to.nlink = to.nlink.saturating_add(1);
         }
         if ib.is_dir() {
-            ib.parent = ends.from;
             to.nlink = to.nlink.saturating_sub(1);
             from.nlink = from.nlink.saturating_add(1);
         }
     }
+    ia.named(ends.to, dir::hash(kv, ends.new_name));
+    ib.named(ends.from, dir::hash(kv, ends.name));
     (ia.ctime, ib.ctime) = (ctx.now, ctx.now);
     inode::save(kv, a.ino, &ia)?;
     inode::save(kv, b.ino, &ib)?;
@@ -174,7 +174,7 @@ fn exchange<K: Kv + ?Sized>(
     for (ino, parent) in [(ends.from, &mut from), (ends.to, &mut to)] {
         if ino == a.ino || ino == b.ino {
             let fresh = inode::load(kv, ino)?;
-            parent.parent = fresh.parent;
+            (parent.parent, parent.name) = (fresh.parent, fresh.name);
         }
     }
     stamp(kv, ends, from, to, ctx)

@@ -92,6 +92,9 @@ fn compare(store: &Store, [a, b]: [PageId; 2]) -> Result<Vec<DiffEntry>, Failure
                         nlink: 0,
                         size: 0,
                         mapped: 0,
+                        // A new name is an entry that differs.
+                        name: 0,
+                        parent: if i.is_dir() { i.parent } else { 0 },
                         ..i
                     };
                     t.attributes |= strip(x) != strip(y);
@@ -147,6 +150,27 @@ fn compare(store: &Store, [a, b]: [PageId; 2]) -> Result<Vec<DiffEntry>, Failure
         .collect())
 }
 
+/// The name of an inode in a directory, if its hash is in a range: from the first to before the last.
+fn name_among<K: Kv + ?Sized>(
+    kv: &mut K,
+    dir: u64,
+    (first, end): (u64, u64),
+    ino: u64,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let mut name = None;
+    let range = [first, end].map(|hash| key::dirent_from(dir, hash));
+    kv.scan(&range[0], &range[1], &mut |k, v| {
+        if v.first_chunk::<8>()
+            .is_some_and(|c| u64::from_le_bytes(*c) == ino)
+        {
+            name = key::dirent_parts(k).map(|(_, n)| n.to_vec());
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(name)
+}
+
 /// Finds paths in one tree. Directories know their parents; the names in between are looked up once.
 struct Paths<'a> {
     store: &'a Store,
@@ -172,25 +196,17 @@ impl<'a> Paths<'a> {
             return Ok(None);
         }
         let mut txn = self.store.read(self.root)?;
-        let parent = crate::fs::inode::find(&mut txn, ino)?.map(|i| i.parent);
-        let mut name = None;
-        if let Some(p) = parent {
-            txn.scan(
-                &key::kind(p, key::DIRENT),
-                &key::kind(p, key::DIRENT + 1),
-                &mut |k, v| {
-                    if v.first_chunk::<8>()
-                        .is_some_and(|c| u64::from_le_bytes(*c) == ino)
-                    {
-                        name = key::dirent_parts(k)
-                            .map(|(_, n)| String::from_utf8_lossy(n).into_owned());
-                        return ControlFlow::Break(());
-                    }
-                    ControlFlow::Continue(())
-                },
-            )?;
+        let inode = crate::fs::inode::find(&mut txn, ino)?;
+        let (mut parent, mut name) = (None, None);
+        if let Some(i) = inode {
+            parent = Some(i.parent);
+            name = name_among(&mut txn, i.parent, i.hint(), ino)?;
+            if name.is_none() {
+                name = name_among(&mut txn, i.parent, (0, 1 << 63), ino)?;
+            }
         }
         drop(txn);
+        let name = name.map(|n| String::from_utf8_lossy(&n).into_owned());
         let path = match (parent, name) {
             (Some(p), Some(n)) => self.dir(p, depth + 1)?.map(|up| format!("{up}/{n}")),
             _ => None,
@@ -204,28 +220,34 @@ impl<'a> Paths<'a> {
         Ok(up.map(|up| format!("{up}/{}", String::from_utf8_lossy(name))))
     }
 
-    /// All names of some inodes. Files do not know their directories, so this looks through all entries, unless the
-    /// inodes are directories.
+    /// All names of some inodes. A file with one name is mostly where its inode says; for others all entries are looked
+    /// through.
     fn names_of(&mut self, inos: &BTreeSet<u64>) -> Result<Vec<(u64, String)>, Failure> {
         let mut found: Vec<(u64, u64, Vec<u8>)> = Vec::new();
-        let mut left = false;
+        let mut left = BTreeSet::new();
         let mut out = Vec::new();
-        for ino in inos {
-            let is_dir = {
-                let mut txn = self.store.read(self.root)?;
-                crate::fs::inode::find(&mut txn, *ino)?.map(|i| i.is_dir())
+        for &ino in inos {
+            let mut txn = self.store.read(self.root)?;
+            let inode = crate::fs::inode::find(&mut txn, ino)?;
+            let hinted = match &inode {
+                Some(i) if !i.is_dir() && i.nlink == 1 && i.parent != 0 => {
+                    name_among(&mut txn, i.parent, i.hint(), ino)?.map(|name| (i.parent, name))
+                }
+                _ => None,
             };
-            match is_dir {
-                Some(true) => {
-                    if let Some(p) = self.dir(*ino, 0)? {
-                        out.push((*ino, if p.is_empty() { "/".into() } else { p }));
+            drop(txn);
+            match (inode, hinted) {
+                (_, Some((dir, name))) => found.push((ino, dir, name)),
+                (Some(i), _) if i.is_dir() => {
+                    if let Some(p) = self.dir(ino, 0)? {
+                        out.push((ino, if p.is_empty() { "/".into() } else { p }));
                     }
                 }
-                Some(false) => left = true,
-                None => {}
+                (Some(i), _) if i.nlink > 0 => drop(left.insert(ino)),
+                _ => {}
             }
         }
-        if left {
+        if !left.is_empty() {
             // In pieces, so that the filesystem goes on meanwhile.
             let mut from: Vec<u8> = Vec::new();
             loop {
@@ -236,7 +258,7 @@ impl<'a> Paths<'a> {
                     n += 1;
                     if let Some((dir, key::DIRENT, _)) = key::split(k)
                         && let Some(c) = v.first_chunk::<8>()
-                        && inos.contains(&u64::from_le_bytes(*c))
+                        && left.contains(&u64::from_le_bytes(*c))
                         && v.get(8) != Some(&4)
                         && let Some((_, name)) = key::dirent_parts(k)
                     {
