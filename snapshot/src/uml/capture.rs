@@ -301,6 +301,9 @@ fn prepare<'a>(
         let bytes = tracker.copy(&written)?;
         stats.ahead_bytes += bytes;
         stats.rounds += 1;
+        if stats.rounds > 1 {
+            tracker.make_room(bytes);
+        }
         if bytes <= FEW || bytes > last / 2 {
             break;
         }

@@ -19,6 +19,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+/// Room for what is read in the stop is made for so many bytes at most.
+const ROOM_MOST: u64 = 512 << 20;
 /// Bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
 
@@ -94,6 +96,24 @@ pub struct Written {
     pub own: Vec<(u64, u64)>,
 }
 
+/// Mappings that were made since the last look: main's and others', which may be gone again.
+#[derive(Debug)]
+struct Made {
+    /// What of the guest's memory was mapped for writing.
+    pages: Pages,
+    /// What main has mapped: under no protection, though it may look like what was there before.
+    main: Vec<(u64, u64)>,
+}
+
+impl Made {
+    fn new(len: u64) -> Self {
+        Self {
+            pages: Pages::new(len),
+            main: Vec::new(),
+        }
+    }
+}
+
 /// Content that was read in the stop, to be written after it.
 #[derive(Debug, Default)]
 pub struct Stash {
@@ -112,6 +132,7 @@ pub struct Tracker<'a> {
     pagemap: Pagemap,
     own_memory: ProcMem,
     mappings: Option<Mappings>,
+    made: Made,
     tracked: Vec<Tracked>,
     /// User processes as of the last look.
     pub users: Users,
@@ -152,6 +173,7 @@ impl<'a> Tracker<'a> {
             pagemap: Pagemap::open(main).map_err(io("pagemap"))?,
             own_memory: ProcMem::open(main).map_err(io("mem"))?,
             mappings,
+            made: Made::new(memory.len),
             tracked: Vec::new(),
             users: Users::new(),
             own: BTreeMap::new(),
@@ -227,30 +249,39 @@ impl<'a> Tracker<'a> {
     /// Finds what was written since the last look, and takes note of mappings that changed. In the stop nothing new is
     /// put under protection.
     pub fn look(&mut self, maps: &[Map], stopped: bool) -> Result<Written, Error> {
-        let mut pages = Pages::new(self.memory.len);
-        let mut own = Vec::new();
-        let (ino, all) = (self.memory.id.1, self.memory.len / PAGE);
-        // What main has mapped since: under no protection, though it may look like what was there before.
-        let mut fresh = Vec::new();
-        if let Some(mappings) = &self.mappings {
-            mappings.read(|r| match r {
-                Record::Mapping(m) => {
-                    if m.ino == ino && m.prot & libc::PROT_WRITE as u32 != 0 {
-                        pages.add(m.offset / PAGE, (m.offset + m.len).div_ceil(PAGE));
-                    }
-                    if m.pid == self.main {
-                        fresh.push((m.start, m.start + m.len));
-                    }
-                }
-                Record::Lost => {
-                    pages.add(0, all);
-                    fresh.push((0, u64::MAX));
-                }
-            });
-            self.look_at_main(maps, stopped, &fresh, &mut pages, &mut own)?;
+        self.note_made();
+        let made = std::mem::replace(&mut self.made, Made::new(self.memory.len));
+        let (mut pages, mut own) = (made.pages, Vec::new());
+        if self.mappings.is_some() {
+            self.look_at_main(maps, stopped, &made.main, &mut pages, &mut own)?;
         }
         self.look_at_users(&mut pages)?;
         Ok(Written { pages, own })
+    }
+
+    /// Empties the kernel's record of new mappings, which has room for tens of thousands: a guest that starts programs fills
+    /// it in less time than a copy of its memory takes.
+    fn note_made(&mut self) {
+        let Some(mappings) = &self.mappings else {
+            return;
+        };
+        let (ino, all) = (self.memory.id.1, self.memory.len / PAGE);
+        let (main, made) = (self.main, &mut self.made);
+        mappings.read(|r| match r {
+            Record::Mapping(m) => {
+                if m.ino == ino && m.prot & libc::PROT_WRITE as u32 != 0 {
+                    let end = (m.offset + m.len).div_ceil(PAGE);
+                    made.pages.add(m.offset / PAGE, end);
+                }
+                if m.pid == main {
+                    made.main.push((m.start, m.start + m.len));
+                }
+            }
+            Record::Lost => {
+                made.pages.add(0, all);
+                made.main.push((0, u64::MAX));
+            }
+        });
     }
 
     fn look_at_main(
@@ -395,6 +426,7 @@ impl<'a> Tracker<'a> {
                 bytes += len as u64;
             }
             at += len as u64;
+            self.note_made();
         }
         Ok(bytes)
     }
@@ -421,13 +453,24 @@ impl<'a> Tracker<'a> {
         Ok(len)
     }
 
+    /// Makes room for what the stop will find, if that is about as much as was found now: memory that has never been used
+    /// costs more than the copy.
+    pub fn make_room(&mut self, found: u64) {
+        let wanted = (found.saturating_mul(2).min(ROOM_MOST)) as usize;
+        if self.room.len() < wanted {
+            self.room.resize(wanted, 1);
+        }
+    }
+
     /// Reads what was written, in the stop; main's own pages are kept at once.
     pub fn stash(&mut self, w: &Written) -> Result<Stash, Error> {
         self.read_own(&w.own)?;
         let pages = w.pages.runs();
         let len: u64 = pages.iter().map(|r| (r.1 - r.0) * PAGE).sum();
         let mut bytes = std::mem::take(&mut self.room);
-        bytes.resize((len as usize).max(PIECE), 0);
+        if bytes.len() < len as usize {
+            bytes.resize(len as usize, 0);
+        }
         let mut at = 0;
         for &(first, end) in &pages {
             let n = ((end - first) * PAGE) as usize;
