@@ -53,6 +53,10 @@ pub trait Keeper: Debug {
     fn bytes(&mut self) -> Result<f64>;
     /// Brings a version back: in the place of the present tree if that is in the store, else to an empty directory.
     fn bring_back(&mut self, version: &str) -> Result<Back>;
+    /// Is it worth reading? Not if another one is the same but for how hard it has tried to compress.
+    fn reads_differently(&self) -> bool {
+        true
+    }
     /// Makes its contents readable, freshly mounted; where they are.
     fn open(&mut self, version: &str) -> Result<PathBuf>;
     /// Ends what `open` began.

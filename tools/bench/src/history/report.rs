@@ -202,19 +202,21 @@ fn store(t: &mut String, s: &Samples, versions: usize) {
     t.push_str(
         "\n## Time to store\n\n*rsync* is how the next version gets to where the system takes it from: a cowfs mount, a subvolume, or the ext4 \
          that restic and borg read. It stands for the upgrade and is not counted. cowfs: `checkpoint --wait`, until it is on disk; btrfs: \
-         snapshot and sync; both have to write what rsync has left in memory. restic: `backup`; borg: `create --compression zstd,3`; both find what is \
-         unchanged by its inode, and the ext4 was synced before. Packing is done later, at low priority; *all* is the checkpoint, packing and the collection together.\n",
+         snapshot and sync; both have to write what rsync has left in memory. restic: `backup`, which derives a key from its password each \
+         time and encrypts; borg: `create --compression zstd,3`, without encryption. Both find what is unchanged by its inode, what \
+         has changed is in the page cache, and the ext4 was synced before. Packing is done later, at low priority; *all* is checkpoint, pack and collection together.\n",
     );
     head(
         t,
         &[
             "system",
             "version 1",
+            "version 1, all",
             "next version",
             "rsync of the next",
             "pack",
             "gc --wait",
-            "all",
+            "next version, all",
         ],
     );
     for p in systems(s, |p| at("store", 1, p)) {
@@ -226,8 +228,9 @@ fn store(t: &mut String, s: &Samples, versions: usize) {
         let c = |what, p| spread(Unit::Seconds, &next(s, what, p, versions));
         let _ = writeln!(
             t,
-            "| {p} | {} | {} | {} | {} | {} | {} |",
+            "| {p} | {} | {} | {} | {} | {} | {} | {} |",
             cell(s, &at("store", 1, p), Unit::Seconds),
+            cell(s, &at("sum", 1, p), Unit::Seconds),
             c("store", p),
             c("rsync", rsync),
             c("pack", p),
@@ -258,7 +261,7 @@ fn store(t: &mut String, s: &Samples, versions: usize) {
 fn back(t: &mut String, s: &Samples) {
     t.push_str(
         "\n## Bringing the first version back from the last\n\ncowfs: a rollback of the live mount, to a packed checkpoint (and forth again); btrfs: another snapshot in the place of the \
-         subvolume, which programs that are inside do not see; restic and borg: into an empty directory. *The same*: in the first \
+         subvolume, which programs that are inside do not see; restic and borg: into an empty directory. What a rollback has not brought to memory is read when it is asked for, as the next table says. *The same*: in the first \
          round all names, types, modes, owners, times, links, attributes and contents were compared.\n",
     );
     head(

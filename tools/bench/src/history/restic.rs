@@ -86,6 +86,10 @@ impl Keeper for Restic {
         })
     }
 
+    fn reads_differently(&self) -> bool {
+        !self.max
+    }
+
     fn open(&mut self, version: &str) -> Result<PathBuf> {
         let at = self.dir.join("mnt");
         make_dir(&at)?;

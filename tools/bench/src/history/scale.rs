@@ -52,7 +52,9 @@ pub fn all(plan: &Plan, samples: &mut Samples) -> Result<()> {
     ] {
         samples.add(format!("scale_{what}"), value);
     }
-    for files in [SMALLEST, plan.files] {
+    let mut sizes = vec![SMALLEST, plan.files];
+    sizes.dedup();
+    for files in sizes {
         let large = files == plan.files;
         eprintln!("bench: {files} files");
         let mut fs = Cowfs::of(&plan.cowfs, &plan.work.join(format!("scale-{files}")));
