@@ -343,6 +343,13 @@ fn scale(t: &mut String, s: &Samples) {
             [&scale::id(row, files, FEW), &scale::id(row, files, many)],
         );
     }
+    let spawn = |n| cell(s, &scale::id(scale::SPAWN, files, n), Unit::Seconds);
+    let _ = writeln!(
+        t,
+        "| the start of a command alone, in every whole call | {} | {} | | | |",
+        spawn(FEW),
+        spawn(many)
+    );
     let small = format!("of {SMALLEST} files");
     let large = format!("of {files}");
     head(t, &["a tree", &small, &large, "ratio", "goal", "met?"]);

@@ -32,6 +32,9 @@ pub const ROWS: [(&str, &str); 8] = [
     ("diff_call", "diff of neighbours, whole call"),
 ];
 
+/// The start of a command alone, which is in every whole call, and with it what other work on the machine does to it.
+pub const SPAWN: &str = "spawn";
+
 /// A tree with checkpoints.
 struct Scene<'a> {
     fs: Cowfs,
@@ -117,6 +120,8 @@ impl Scene<'_> {
 
     fn measure(&mut self, n: usize, repeats: usize) -> Result<()> {
         for _ in 0..repeats {
+            let spawn = self.fs.spawn_us()?;
+            self.add(SPAWN, n, spawn / 1e6);
             self.checkpoint(Some(n))?;
             self.rollback(n)?;
             self.list(n)?;
