@@ -216,6 +216,43 @@ fn packing_shares_and_deleting_gives_back() {
 }
 
 #[test]
+fn packing_leaves_a_small_log_that_grows_again() {
+    let l = Live::new();
+    let m = l.mnt();
+    let log = || -> u64 {
+        let of = |n| fs::metadata(l.store().join(n)).map_or(0, |m| m.blocks() * 512);
+        of("log.0") + of("log.1")
+    };
+    let busy = |name: &str| {
+        for i in 0..12_000 {
+            let long = "x".repeat(150);
+            fs::write(l.at(&format!("{name}{i}{long}")), [7; 300]).expect("room");
+        }
+        fs::File::open(l.at(&format!("{name}0{}", "x".repeat(150))))
+            .and_then(|f| f.sync_all())
+            .expect("room");
+    };
+    busy("a");
+    let grown = log();
+    assert!(grown > 6 << 20, "the log did not grow: {grown}");
+    l.run(&["checkpoint", &m, "one", "--wait"]);
+    l.run(&["pack", &m]);
+    let left = log();
+    assert!(left < 5 << 20, "{left} are left of {grown}");
+    // What comes after it is in the log, and in a log that has grown anew.
+    busy("b");
+    let before = tree(&l.at(""));
+    l.kill();
+    l.clear();
+    l.mount(&[]);
+    assert_eq!(tree(&l.at("")), before);
+    at(&l, "one", |dir| {
+        assert_eq!(fs::read_dir(dir).expect("there").count(), 12_000)
+    });
+    l.check();
+}
+
+#[test]
 fn packing_can_be_killed_at_any_step() {
     let l = Live::new();
     let m = l.mnt();

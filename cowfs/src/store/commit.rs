@@ -172,6 +172,15 @@ impl Store {
         })
     }
 
+    /// Gives back what the log has grown by, where nobody waits for it to grow again.
+    pub(super) fn shrink_log(&self) {
+        let mut state = self.flush_state();
+        // As long as a commit is not durable, replay needs both files.
+        if state.switched.is_none() {
+            state.log.shrink();
+        }
+    }
+
     /// Finds out about a commit whose superblock may or may not be on disk.
     fn settle(&self, state: &mut MutexGuard<'_, FlushState>) -> Result<(), StoreError> {
         let Some((sb, runs)) = state.suspect.take() else {

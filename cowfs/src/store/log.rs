@@ -204,6 +204,22 @@ impl Log {
             self.written[other] = KEEP;
         }
     }
+
+    /// Cuts both files to the room that they have from the start, or to what is in use of the active one. The chunks of the
+    /// other must not be needed any more. The next busy time makes them grow again, as in a new store.
+    pub fn shrink(&mut self) {
+        // Of a chunk in doubt, nobody knows whether it is there.
+        if self.doubt {
+            return;
+        }
+        for i in 0..2 {
+            let used = if i == self.active { self.pos } else { 0 };
+            let len = used.max(ROOM);
+            if self.written[i] > len && self.files[i].set_len(len).is_ok() {
+                self.written[i] = len;
+            }
+        }
+    }
 }
 
 /// Where a replay ended.

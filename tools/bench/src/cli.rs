@@ -27,6 +27,8 @@ pub enum Command {
     Table1(crate::table1::Options),
     /// Machines: snapshots, resumes and twins, beside a bare kernel
     Vm(crate::vm::Options),
+    /// Ten upgrades of a Debian root, kept by cowfs, btrfs, restic and borg
+    History(crate::history::Options),
     /// The program that table1 takes snapshots of
     #[command(hide = true)]
     Target(crate::table1::target::Options),

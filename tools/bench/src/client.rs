@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use nix::sys::stat::{FileStat, SFlag, lstat};
 
+use crate::history::reader;
 use crate::run::Done;
 
 const PAGE: u64 = 4096;
@@ -58,6 +59,10 @@ pub enum Op {
         percent: u64,
         seed: u64,
     },
+    /// Read all files of a tree
+    ReadTree { path: PathBuf },
+    /// Open files of a tree at random and read a page of each
+    ReadPlaces { path: PathBuf, ops: u64, seed: u64 },
     /// Stay inside a directory with a file open, until stdin ends
     Hold { path: PathBuf },
 }
@@ -93,15 +98,19 @@ pub fn main(op: &Op) -> Result<()> {
             percent,
             seed,
         } => timed(|| rewrite(path, *percent, *seed).map(|n| (n, 0))),
+        Op::ReadTree { path } => reader::all(path),
+        Op::ReadPlaces { path, ops, seed } => reader::places(path, *ops, *seed),
         Op::Hold { .. } => return Ok(()),
     }?;
     println!("{}", serde_json::to_string(&Done { ns, n, sum })?);
     Ok(())
 }
 
-type Timed = Result<(u64, u64, u64)>;
+/// Nanoseconds, number, sum.
+pub type Timed = Result<(u64, u64, u64)>;
 
-fn timed(f: impl FnOnce() -> Result<(u64, u64)>) -> Timed {
+/// Runs it by the clock.
+pub fn timed(f: impl FnOnce() -> Result<(u64, u64)>) -> Timed {
     let start = Instant::now();
     let (n, sum) = f()?;
     let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -109,10 +118,12 @@ fn timed(f: impl FnOnce() -> Result<(u64, u64)>) -> Timed {
 }
 
 /// xorshift64*: good enough to choose places and fill pages, and the same everywhere.
-struct Random(u64);
+#[derive(Debug)]
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    /// The same seed, the same numbers.
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
@@ -123,7 +134,8 @@ impl Random {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    /// A number below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 8) % n.max(1)
     }
 
@@ -234,7 +246,7 @@ fn mmap_read(path: &Path) -> Timed {
 
 /// Calls `f` for every entry below `dir` after its lstat; how many there are. lstat(2), as find, git, tar and rsync call
 /// it: Rust's own metadata asks for birth times as well, which FUSE caches only after a request of their own.
-fn walk(dir: &Path, f: &mut dyn FnMut(&Path, &FileStat) -> Result<()>) -> Result<u64> {
+pub fn walk(dir: &Path, f: &mut dyn FnMut(&Path, &FileStat) -> Result<()>) -> Result<u64> {
     let mut n = 0;
     let mut stack = vec![dir.to_owned()];
     while let Some(d) = stack.pop() {
@@ -252,7 +264,8 @@ fn walk(dir: &Path, f: &mut dyn FnMut(&Path, &FileStat) -> Result<()>) -> Result
     Ok(n)
 }
 
-fn kind(m: &FileStat) -> SFlag {
+/// Its type.
+pub fn kind(m: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(m.st_mode) & SFlag::S_IFMT
 }
 

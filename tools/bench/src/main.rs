@@ -1,9 +1,10 @@
 //! Runs every row of the table "How fast" on cowfs and its peers, in interleaved rounds of one run: first unpinned,
 //! then with the clients and the daemons on one CPU. Writes `results.json`, `results.md` and plots. `bench table1` does the same for
-//! snapshots of processes, `bench vm` for machines.
+//! snapshots of processes, `bench vm` for machines, `bench history` for histories of upgrades.
 
 mod cli;
 mod client;
+mod history;
 mod peers;
 mod plot;
 mod report;
@@ -33,6 +34,7 @@ fn main() -> Result<ExitCode> {
         Some(Command::Client { op }) => client::main(&op).map(|()| ExitCode::SUCCESS),
         Some(Command::Table1(options)) => table1::main(&options),
         Some(Command::Vm(options)) => vm::main(&options),
+        Some(Command::History(options)) => history::main(&options),
         Some(Command::Target(options)) => {
             table1::target::main(&options).map(|()| ExitCode::SUCCESS)
         }

@@ -104,6 +104,7 @@ impl Store {
         drop(pins);
         fault::point("pack:done");
         report.freed_bytes = self.gc()?.freed_bytes;
+        self.shrink_log();
         Ok(report)
     }
 

@@ -17,6 +17,8 @@ pub struct Btrfs {
     dir: PathBuf,
     root: PathBuf,
     device: Option<String>,
+    options: Option<&'static str>,
+    mkfs: &'static [&'static str],
 }
 
 impl Btrfs {
@@ -26,7 +28,21 @@ impl Btrfs {
             dir: dir.to_owned(),
             root: dir.join("mnt"),
             device: None,
+            options: None,
+            mkfs: &[],
         }
+    }
+
+    /// With options of mkfs and of the mount.
+    pub fn with_options(dir: &Path, mkfs: &'static [&'static str], mount: &'static str) -> Self {
+        let mut fs = Self::new(dir);
+        (fs.mkfs, fs.options) = (mkfs, Some(mount));
+        fs
+    }
+
+    /// The loop file, which is as large as what is allocated in it.
+    pub fn image(&self) -> PathBuf {
+        self.dir.join("image")
     }
 
     /// Mounts the device at a place with options, such as `subvol=NAME`.
@@ -43,16 +59,16 @@ impl FsUnderTest for Btrfs {
 
     fn setup(&mut self) -> Result<()> {
         make_dir(&self.root)?;
-        let image = self.dir.join("image");
+        let image = self.image();
         let f = std::fs::File::create(&image).context("making the loop file")?;
         f.set_len(SIZE).context("making the loop file")?;
         let mut mkfs = command("mkfs.btrfs", &["-q"]);
-        mkfs.arg(&image);
+        mkfs.args(self.mkfs).arg(&image);
         timed(mkfs)?;
         let mut loop_ = command("losetup", &["--find", "--show"]);
         loop_.arg(&image);
         self.device = Some(output(loop_)?.1.trim().to_owned());
-        self.mount_at(&self.root, None)
+        self.mount_at(&self.root, self.options)
     }
 
     fn root(&self) -> &Path {
@@ -61,7 +77,7 @@ impl FsUnderTest for Btrfs {
 
     fn remount(&mut self) -> Result<()> {
         unmount(&self.root)?;
-        self.mount_at(&self.root, None)
+        self.mount_at(&self.root, self.options)
     }
 
     fn teardown(&mut self) {

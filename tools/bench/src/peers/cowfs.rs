@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{FsUnderTest, is_mounted, make_dir, pids_with_argument, remove_dir, unmount_by_force};
 use crate::cli::Plan;
@@ -44,14 +45,21 @@ pub struct Call {
 impl Cowfs {
     /// Store and mount point below this directory.
     pub fn new(plan: &Plan, dir: &Path) -> Result<Self> {
-        Ok(Self {
+        let mut fs = Self::of(plan.cowfs.as_deref().context("no cowfs to measure")?, dir);
+        fs.options = plan.mount_options.clone();
+        Ok(fs)
+    }
+
+    /// The same for a binary, without mount options.
+    pub fn of(binary: &Path, dir: &Path) -> Self {
+        Self {
             name: "cowfs",
-            binary: plan.cowfs.clone().context("no cowfs to measure")?,
-            options: plan.mount_options.clone(),
+            binary: binary.to_owned(),
+            options: None,
             dir: dir.to_owned(),
             root: dir.join("mnt"),
             complaints: Vec::new(),
-        })
+        }
     }
 
     /// As [`Cowfs::new`], with the mount option `writeback`.
@@ -80,7 +88,8 @@ impl Cowfs {
         pids_with_argument(&self.store())
     }
 
-    fn mount(&self) -> Result<()> {
+    /// Mounts its head.
+    pub fn mount(&self) -> Result<()> {
         let mut c = command(&self.binary, &["mount"]);
         if let Some(o) = &self.options {
             c.args(["-o", o]);
@@ -89,11 +98,25 @@ impl Cowfs {
         detached(c)
     }
 
-    fn unmount(&mut self) -> Result<()> {
+    /// Mounts a checkpoint, read-only.
+    pub fn mount_checkpoint(&self, checkpoint: &str, at: &Path) -> Result<()> {
+        let mut c = command(&self.binary, &["mount", "--at", checkpoint]);
+        c.arg(self.store()).arg(at);
+        detached(c)
+    }
+
+    /// Unmounts its head, which ends the daemon if nothing else is mounted.
+    pub fn unmount(&mut self) -> Result<()> {
+        let root = self.root.clone();
+        self.unmount_last(&root)
+    }
+
+    /// Unmounts what is the last mount of the daemon, and waits for its end.
+    pub fn unmount_last(&mut self, at: &Path) -> Result<()> {
         let mut c = command(&self.binary, &["unmount"]);
-        c.arg(&self.root);
+        c.arg(at);
         if let Err(e) = timed(c) {
-            if is_mounted(&self.root) {
+            if is_mounted(at) {
                 return Err(e);
             }
             self.complaints
@@ -123,13 +146,31 @@ impl Cowfs {
         })
     }
 
+    /// `cowfs VERB MOUNTPOINT ARGS --json`: how long the command took, and what it printed.
+    pub fn answer(&self, verb: &str, args: &[&str]) -> Result<(Duration, Value)> {
+        let mut c = command(&self.binary, &[verb]);
+        c.arg(&self.root).args(args).arg("--json");
+        let (took, text) = output(c)?;
+        let answer = serde_json::from_str(&text)
+            .with_context(|| format!("the answer of cowfs {verb}: {text}"))?;
+        Ok((took, answer))
+    }
+
     /// Asks the daemon for a checkpoint as the command does, without starting a command: the round trip over its socket,
     /// microseconds.
     pub fn checkpoint_by_socket(&self, name: &str) -> Result<f64> {
-        let socket = self.store().join("control.sock");
         let request = serde_json::json!({
             "request": "checkpoint", "head": "main", "name": name, "tags": {}, "wait": false,
         });
+        let (took, text) = self.ask(&request)?;
+        let _: Answer =
+            serde_json::from_str(&text).with_context(|| format!("the daemon's answer: {text}"))?;
+        Ok(took.as_secs_f64() * 1e6)
+    }
+
+    /// One request over the daemon's socket: how long it took to have the whole answer, and the answer.
+    pub fn ask(&self, request: &Value) -> Result<(Duration, String)> {
+        let socket = self.store().join("control.sock");
         let start = Instant::now();
         let mut stream = UnixStream::connect(&socket)
             .with_context(|| format!("connecting to {}", socket.display()))?;
@@ -140,10 +181,7 @@ impl Cowfs {
         BufReader::new(&stream)
             .read_line(&mut text)
             .context("the daemon's answer")?;
-        let took = start.elapsed();
-        let _: Answer =
-            serde_json::from_str(&text).with_context(|| format!("the daemon's answer: {text}"))?;
-        Ok(took.as_secs_f64() * 1e6)
+        Ok((start.elapsed(), text))
     }
 
     /// How long mounting takes: after a clean end, and after the daemon was killed with a log to replay. Microseconds.

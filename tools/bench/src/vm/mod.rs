@@ -175,7 +175,7 @@ pub fn main(o: &Options) -> Result<ExitCode> {
 }
 
 /// How many processes wanted a CPU in the last minute: whether others had work for the machine.
-fn load() -> String {
+pub(crate) fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or_default().to_owned()
 }
