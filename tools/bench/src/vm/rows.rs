@@ -236,7 +236,7 @@ fn boot() -> Vec<Row> {
 }
 
 const STEADY: &str = "The guest's work by the lines on its console: a loop in a shell (*cpu*), 300 forks with exec \
-    (*forks*), 8 MB written and synced (*disk*). Each machine does it once after its boot. They are the same if the \
+    (*forks*), 8 MB written and synced (*disk*). Each machine has done all of it once after its boot before that. They are the same if the \
     ratio is 1 or less in a round at least.";
 
 fn steady() -> Vec<Row> {
