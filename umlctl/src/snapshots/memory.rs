@@ -177,7 +177,7 @@ fn serve(
         nodev: true,
         readahead_kb: READAHEAD_KB,
         threads: 2,
-        spin_us: 0,
+        spin_us: 60,
         ..MountOptions::default()
     };
     let session = fuse::mount(&target, &options)?;
