@@ -1,7 +1,9 @@
 //! Every page of a machine under load, as it is in the stop, against what was saved.
 
-use super::common::{Echo, Home};
+use super::common::{Echo, Home, wait};
+use nix::errno::Errno;
 use snapshot::proc;
+use snapshot::uml::Error;
 use snapshot::uml::capture::{Learned, Request, capture};
 use snapshot::uml::image;
 use std::fs::File;
@@ -71,25 +73,37 @@ impl Seen {
 fn captures(main: i32, count: usize, externals: &[i32], stop_and_copy: bool) {
     let mut learned: Option<Learned> = None;
     for _ in 0..count {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let mut seen = Seen::default();
-        let mut look = || seen = Seen::read(main);
-        let (machine, stats) = capture(&mut Request {
-            main,
-            dir: dir.path(),
-            externals,
-            learned: &mut learned,
-            durable: false,
-            stop_and_copy,
-            kill: None,
-            fixed: None,
-            disk: None,
-            inspect: Some(&mut look),
-        })
-        .unwrap();
-        assert!(stats.stop_bytes < if stop_and_copy { u64::MAX } else { 64 << 20 });
-        seen.compare(dir.path(), &machine.private);
+        // Soon after the agent has spoken the VM's supervisor is attached for a moment, and nobody else can be.
+        wait("the supervisor", || {
+            one(main, externals, stop_and_copy, &mut learned)
+        });
     }
+}
+
+/// False if somebody else is attached.
+fn one(main: i32, externals: &[i32], stop_and_copy: bool, learned: &mut Option<Learned>) -> bool {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let mut seen = Seen::default();
+    let mut look = || seen = Seen::read(main);
+    let captured = capture(&mut Request {
+        main,
+        dir: dir.path(),
+        externals,
+        learned,
+        durable: false,
+        stop_and_copy,
+        kill: None,
+        fixed: None,
+        disk: None,
+        inspect: Some(&mut look),
+    });
+    if matches!(captured, Err(Error::Ptrace(_, _, Errno::EPERM))) {
+        return false;
+    }
+    let (machine, stats) = captured.unwrap();
+    assert!(stats.stop_bytes < if stop_and_copy { u64::MAX } else { 64 << 20 });
+    seen.compare(dir.path(), &machine.private);
+    true
 }
 
 #[test]
