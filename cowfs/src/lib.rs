@@ -11,7 +11,7 @@ pub mod fuse;
 pub mod history;
 pub mod image;
 pub mod mount;
-mod mountinfo;
+pub mod mountinfo;
 pub mod names;
 pub mod service;
 pub mod store;

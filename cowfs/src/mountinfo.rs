@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Where.
     pub point: PathBuf,
     /// Of a cowfs: its store, and what is shown, a head or `@CHECKPOINT`.
@@ -56,7 +56,8 @@ fn entry(line: &[u8]) -> Option<Entry> {
 }
 
 /// The mounts of a mountinfo, lower ones first.
-pub(crate) fn parse(text: &[u8]) -> Vec<Entry> {
+#[must_use]
+pub fn parse(text: &[u8]) -> Vec<Entry> {
     text.split(|c| *c == b'\n').filter_map(entry).collect()
 }
 
@@ -64,7 +65,7 @@ pub(crate) fn parse(text: &[u8]) -> Vec<Entry> {
 ///
 /// # Errors
 /// When /proc is not there, or the process is gone.
-pub(crate) fn of(process: &str) -> std::io::Result<Vec<Entry>> {
+pub fn of(process: &str) -> std::io::Result<Vec<Entry>> {
     Ok(parse(&std::fs::read(format!("/proc/{process}/mountinfo"))?))
 }
 

@@ -1,10 +1,9 @@
 //! The mounts that a VM's mount namespace begins with: copies of the host's. Those that the VM has no use for are let go, as
 //! each would keep its filesystem busy for as long as the VM lives.
 
+use cowfs::mountinfo::{self, Entry};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// What programs and their libraries come from, and what the kernel itself shows.
@@ -24,8 +23,7 @@ const NETWORKS: &str = "/run/netns/";
 pub fn leave_behind(needed: &[PathBuf]) -> Result<(), Errno> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mut points = points(&text);
+    let mut points = points(mountinfo::of("self").unwrap_or_default());
     // What lies deeper goes first.
     points.sort_by_key(|p| std::cmp::Reverse(p.as_os_str().len()));
     for point in points.iter().filter(|p| !is_needed(p, needed)) {
@@ -35,38 +33,15 @@ pub fn leave_behind(needed: &[PathBuf]) -> Result<(), Errno> {
     Ok(())
 }
 
+fn points(mounts: Vec<Entry>) -> Vec<PathBuf> {
+    mounts.into_iter().map(|m| m.point).collect()
+}
+
 fn is_needed(point: &Path, needed: &[PathBuf]) -> bool {
     point == Path::new("/")
         || (SYSTEM.iter().any(|s| point.starts_with(s))
             && (!point.starts_with(NETWORKS) || point == Path::new(NETWORKS)))
         || needed.iter().any(|n| n.starts_with(point))
-}
-
-/// The mount points of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)): the fifth field, with blanks written as `\040`.
-fn points(text: &[u8]) -> Vec<PathBuf> {
-    text.split(|&b| b == b'\n')
-        .filter_map(|line| line.split(|&b| b == b' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
-        .collect()
-}
-
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, more)) = rest.split_first() {
-        let digits = more
-            .get(..3)
-            .filter(|d| first == b'\\' && d.iter().all(|c| (b'0'..b'8').contains(c)));
-        if let Some(d) = digits {
-            let value = d.iter().fold(0u32, |v, c| v * 8 + u32::from(c - b'0'));
-            out.push(value as u8);
-            rest = &more[3..];
-        } else {
-            out.push(first);
-            rest = more;
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -95,6 +70,7 @@ mod tests {
     #[test]
     fn points_with_blanks() {
         let text = b"22 1 8:1 / / rw - ext4 x rw\n30 22 0:5 / /a\\040b rw - tmpfs t rw\n";
-        assert_eq!(points(text), [PathBuf::from("/"), PathBuf::from("/a b")]);
+        let points = points(mountinfo::parse(text));
+        assert_eq!(points, [PathBuf::from("/"), PathBuf::from("/a b")]);
     }
 }
