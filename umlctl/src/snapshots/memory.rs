@@ -4,6 +4,7 @@
 //! It is a FUSE file because every process of the machine maps it, with mappings that come and go: whichever touches a
 //! page first, the kernel asks for it once and all see the same page.
 
+use crate::sys::fd;
 use cowfs::fuse::{
     self, Attr, Entry, Errno, Filesystem, MountOptions, Negotiated, Op, Reply, Request, Statfs,
 };
@@ -98,13 +99,13 @@ pub const DAMAGE: &str = "damage";
 /// Then nothing is left.
 pub fn spawn(dir: &Path, snapshot: &Path, machine: &Machine, keeper: Pid) -> Result<File, Error> {
     let process = |e: nix::errno::Errno| Error::Process(e.desc().into());
-    let (ours, theirs) = crate::sys::fd::messages().map_err(process)?;
+    let (ours, theirs) = fd::messages().map_err(process)?;
     let parent = nix::unistd::getpid();
     if clone::fork(0, libc::SIGCHLD, None).map_err(process)? == Fork::Child {
         let alive = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).is_ok()
             && nix::unistd::getppid() == parent;
         if alive {
-            crate::sys::fd::close_except(&[theirs.as_raw_fd()]);
+            fd::close_except(&[theirs.as_raw_fd()]);
             let reason = dir.join(DAMAGE);
             let on_damage = Box::new(move |what: String| {
                 // Who cannot write it down still must not let the guest go on.
@@ -121,7 +122,8 @@ pub fn spawn(dir: &Path, snapshot: &Path, machine: &Machine, keeper: Pid) -> Res
                 }
                 Err(e) => {
                     let text = snapshot::resume::text(&e);
-                    let _ = nix::unistd::write(&theirs, text.as_bytes());
+                    let text = &text.as_bytes()[..text.len().min(fd::MESSAGE)];
+                    let _ = fd::send(&theirs, text, None);
                 }
             }
         }

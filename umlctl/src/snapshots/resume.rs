@@ -4,11 +4,11 @@ use super::store::{self, Error as StoreError, Snapshot};
 use crate::net::pool::Pool;
 use crate::supervisor::launch;
 use crate::supervisor::start::{MainFds, Start};
+use crate::sys::fd;
 use crate::vm::cmdline::PRIVATE;
 use crate::vm::config::Net;
 use crate::vm::home::{Home, Lock, Vm};
 use crate::vm::name::Name;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::Pid;
 use snapshot::files::{OpenFile, paths, relocate};
 use snapshot::uml::image;
@@ -16,7 +16,6 @@ use snapshot::uml::manifest::Machine;
 use snapshot::uml::rebuild::{Plan, rebuild};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -224,22 +223,10 @@ fn is_file(files: &[OpenFile], path: &Path) -> bool {
 
 /// Takes a descriptor that comes over a socket; a text that comes instead says why there is none.
 pub fn receive(channel: &OwnedFd) -> Result<OwnedFd, String> {
-    let mut text = [0; 4096];
-    let mut iov = [IoSliceMut::new(&mut text)];
-    let mut space = nix::cmsg_space!([i32; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let got = recvmsg::<()>(channel.as_raw_fd(), &mut iov, Some(&mut space), flags)
-        .map_err(|e| format!("its memory did not come: {e}"))?;
-    let mut fds = Vec::new();
-    for message in got.cmsgs().map_err(|e| e.to_string())? {
-        if let ControlMessageOwned::ScmRights(numbers) = message {
-            fds.extend(crate::sys::fd::received(numbers));
-        }
-    }
-    let length = got.bytes;
-    fds.pop().ok_or_else(|| match length {
-        0 => "its memory did not come".into(),
-        n => String::from_utf8_lossy(&text[..n]).into_owned(),
+    let (text, fd) = fd::receive(channel).map_err(|e| format!("its memory did not come: {e}"))?;
+    fd.ok_or_else(|| match text.is_empty() {
+        true => "its memory did not come".into(),
+        false => String::from_utf8_lossy(&text).into_owned(),
     })
 }
 
@@ -248,15 +235,5 @@ pub fn receive(channel: &OwnedFd) -> Result<OwnedFd, String> {
 /// # Errors
 /// The keeper is gone.
 pub fn give(channel: &OwnedFd, memory: &File) -> Result<(), nix::errno::Errno> {
-    let fds = [memory.as_raw_fd()];
-    let message = [ControlMessage::ScmRights(&fds)];
-    let flags = MsgFlags::MSG_NOSIGNAL;
-    sendmsg::<()>(
-        channel.as_raw_fd(),
-        &[IoSlice::new(b"m")],
-        &message,
-        flags,
-        None,
-    )
-    .map(drop)
+    fd::send(channel, b"m", Some(memory.as_raw_fd()))
 }

@@ -3,8 +3,8 @@
 
 use super::start::{MainFds, Start};
 use super::{Error, system};
+use crate::sys::fd::{MESSAGE, close_except, messages, receive, send};
 use crate::vm::cmdline::PRIVATE;
-use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,11 +12,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use snapshot::sys::clone::{self, Fork};
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
@@ -59,7 +57,7 @@ pub fn launch<S: Start>(
     plan: Plan<S>,
     forked: impl FnOnce(Pid) -> Result<(), Error>,
 ) -> Result<Keeper, Error> {
-    let (ours, theirs) = crate::sys::fd::messages().map_err(system("make a socket pair"))?;
+    let (ours, theirs) = messages().map_err(system("make a socket pair"))?;
     let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     match clone::fork(flags, libc::SIGCHLD, None).map_err(system("make a pid namespace"))? {
         Fork::Child => {
@@ -88,37 +86,15 @@ pub fn launch<S: Start>(
 
 /// The keeper's one message: main's pidfd, or why there is none.
 fn hear(channel: &OwnedFd) -> Result<(OwnedFd, Pid), Error> {
-    let mut text = [0; 4096];
-    let mut iov = [IoSliceMut::new(&mut text)];
-    let mut space = cmsg_space!([i32; 1]);
-    let received = loop {
-        match recvmsg::<()>(
-            channel.as_raw_fd(),
-            &mut iov,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Err(Errno::EINTR) => {}
-            other => break other.map_err(system("hear from the keeper"))?,
-        }
-    };
-    let mut fds = Vec::new();
-    for message in received.cmsgs().map_err(system("hear from the keeper"))? {
-        if let ControlMessageOwned::ScmRights(numbers) = message {
-            fds.extend(crate::sys::fd::received(numbers));
-        }
-    }
-    let length = received.bytes;
-    match fds.pop() {
+    let (text, main) = receive(channel).map_err(system("hear from the keeper"))?;
+    match main {
         Some(main) => {
             let pid = pidfd_number(main.as_fd())
                 .ok_or_else(|| Error::Start("it has ended at once".into()))?;
             Ok((main, pid))
         }
-        None if length == 0 => Err(Error::Start("its keeper has ended".into())),
-        None => Err(Error::Start(
-            String::from_utf8_lossy(&text[..length]).into_owned(),
-        )),
+        None if text.is_empty() => Err(Error::Start("its keeper has ended".into())),
+        None => Err(Error::Start(String::from_utf8_lossy(&text).into_owned())),
     }
 }
 
@@ -154,7 +130,7 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
     kept.extend([channel.as_raw_fd(), lock]);
     kept.extend(start.descriptors());
     kept.extend(netns.as_ref().map(AsRawFd::as_raw_fd));
-    crate::sys::fd::close_except(&kept);
+    close_except(&kept);
     let main = prepare(netns, private_bytes, &needed).and_then(|()| start.start(fds));
     let main = main.and_then(|pid| {
         let pidfd = snapshot::sys::remote::pidfd_open(pid.as_raw())
@@ -162,10 +138,10 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
         Ok((pid, pidfd))
     });
     let said = match &main {
-        Ok((_, pidfd)) => say(channel, b"+", Some(pidfd.as_raw_fd())),
-        Err(message) => say(
+        Ok((_, pidfd)) => send(channel, b"+", Some(pidfd.as_raw_fd())),
+        Err(message) => send(
             channel,
-            &message.as_bytes()[..message.len().min(4000)],
+            &message.as_bytes()[..message.len().min(MESSAGE)],
             None,
         ),
     };
@@ -173,23 +149,6 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
         (Ok((main, _)), Ok(())) => reap(main),
         _ => 1,
     }
-}
-
-fn say(channel: &OwnedFd, text: &[u8], fd: Option<i32>) -> Result<(), Errno> {
-    let fds: Vec<i32> = fd.into_iter().collect();
-    let messages: Vec<_> = fds
-        .first()
-        .map(|_| ControlMessage::ScmRights(&fds))
-        .into_iter()
-        .collect();
-    sendmsg::<()>(
-        channel.as_raw_fd(),
-        &[IoSlice::new(text)],
-        &messages,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )
-    .map(drop)
 }
 
 /// Reaps all, and when main ends kills what is left at once: a user process of the guest whose tracer is gone would run on

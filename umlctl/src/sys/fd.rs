@@ -1,7 +1,11 @@
 //! Descriptors: fixed numbers for a program about to be started, and descriptors that came as numbers.
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// A pair of sockets for messages, which may bring descriptors along.
@@ -15,6 +19,51 @@ pub fn messages() -> Result<(OwnedFd, OwnedFd), Errno> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )
+}
+
+/// A message has at most so many bytes.
+pub const MESSAGE: usize = 4096;
+
+/// Sends a message, of at most [`MESSAGE`] bytes, and a descriptor along with it.
+///
+/// # Errors
+/// The other end is closed, or the kernel's.
+pub fn send(channel: &OwnedFd, text: &[u8], fd: Option<RawFd>) -> Result<(), Errno> {
+    let fds: Vec<RawFd> = fd.into_iter().collect();
+    let along = [ControlMessage::ScmRights(&fds)];
+    sendmsg::<()>(
+        channel.as_raw_fd(),
+        &[IoSlice::new(text)],
+        if fds.is_empty() { &[] } else { &along },
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map(drop)
+}
+
+/// Waits for a message; no text and no descriptor if the other end is closed.
+///
+/// # Errors
+/// The kernel's.
+pub fn receive(channel: &OwnedFd) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+    let mut text = [0; MESSAGE];
+    let mut iov = [IoSliceMut::new(&mut text)];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let got = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(channel.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = message {
+            fds.extend(received(numbers));
+        }
+    }
+    let length = got.bytes;
+    Ok((text[..length].to_vec(), fds.pop()))
 }
 
 /// Gives descriptors the numbers that stand beside them, open across exec, and closes every other one.
@@ -87,8 +136,7 @@ pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
 }
 
 /// Takes descriptors that recvmsg(2) has made.
-#[must_use]
-pub fn received(fds: Vec<RawFd>) -> Vec<OwnedFd> {
+fn received(fds: Vec<RawFd>) -> Vec<OwnedFd> {
     fds.into_iter()
         // SAFETY: the kernel made them for this process with the message they came with; nobody else has taken them.
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
