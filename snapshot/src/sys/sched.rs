@@ -1,19 +1,32 @@
 //! How urgently the calling thread is run.
 
+/// The calling thread, by sched(7)'s number.
+const SELF: i32 = 0;
+
+/// Schedules a thread in real time, which threads that it makes do not inherit.
+fn real_time(tid: i32) -> bool {
+    set(tid, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+}
+
+/// Schedules a thread as most are.
+fn ordinary(tid: i32) {
+    // One that has ended meanwhile is no matter.
+    set(tid, libc::SCHED_OTHER, 0);
+}
+
+fn set(tid: i32, policy: i32, priority: i32) -> bool {
+    let param = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the kernel reads `param`, which lives through the call.
+    unsafe { libc::sched_setscheduler(tid, policy, &raw const param) == 0 }
+}
+
 /// Asks for real-time scheduling of the calling thread, or else for the highest ordinary priority; without the right to
 /// either, nothing changes. For threads that others wait on and that do little at a time. Threads that it makes do not
 /// inherit it.
 pub fn prefer_this_thread() {
-    let param = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the kernel reads `param`, which lives through the call; 0 is the calling thread.
-    let done = unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_RR | libc::SCHED_RESET_ON_FORK,
-            &raw const param,
-        )
-    };
-    if done != 0 {
+    if !real_time(SELF) {
         // SAFETY: the call takes numbers only; 0 is the calling thread.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     }
@@ -21,9 +34,7 @@ pub fn prefer_this_thread() {
 
 /// Takes that back.
 pub fn prefer_no_more() {
-    let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: as above.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const param) };
+    ordinary(SELF);
 }
 
 /// A time in which the calling thread is preferred.
@@ -56,19 +67,13 @@ impl Boost {
         if unsafe { libc::sched_getscheduler(pid) } != libc::SCHED_OTHER {
             return None;
         }
-        let param = libc::sched_param { sched_priority: 1 };
-        let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
-        // SAFETY: the kernel reads `param`, which lives through the call.
-        let done = unsafe { libc::sched_setscheduler(pid, policy, &raw const param) };
-        (done == 0).then_some(Self(pid))
+        real_time(pid).then_some(Self(pid))
     }
 }
 
 impl Drop for Boost {
     fn drop(&mut self) {
-        let param = libc::sched_param { sched_priority: 0 };
-        // SAFETY: as above. One that has ended meanwhile is no matter.
-        unsafe { libc::sched_setscheduler(self.0, libc::SCHED_OTHER, &raw const param) };
+        ordinary(self.0);
     }
 }
 

@@ -245,11 +245,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
 /// Learns what is needed to capture a machine and never changes while it runs, in a stop of its own: captures after this
 /// make one stop only. At least one user process must have run. Nothing is done if all is known already.
 pub fn meet(main: i32, learned: &mut Option<Learned>) -> Result<(), Error> {
-    let status = proc::status(main)?;
-    if learned
-        .as_ref()
-        .is_some_and(|l| l.signals == (status.caught, status.ignored))
-    {
+    if learn::known(learned.as_ref(), main)? {
         return Ok(());
     }
     let maps = proc::maps(main)?;
@@ -278,21 +274,18 @@ fn prepare<'a>(
     stats: &mut Stats,
 ) -> Result<Tracker<'a>, Error> {
     let main = request.main;
-    let status = proc::status(main)?;
-    let known = |l: &Learned| l.signals == (status.caught, status.ignored);
-    if !request.learned.as_ref().is_some_and(known) {
+    if !learn::known(request.learned.as_ref(), main)? {
         stats.first = ask(main, memory, request.learned)?;
     }
+    if request.stop_and_copy {
+        return Tracker::new(main, memory, None, out, maps);
+    }
     let uffd = request.learned.as_ref().and_then(|l| l.uffd.clone());
-    if uffd.is_none() && !request.stop_and_copy {
+    let Some(uffd) = uffd else {
         let what = "userfaultfd with asynchronous write protection";
         return Err(Error::Sys(what, nix::errno::Errno::EOPNOTSUPP));
-    }
-    let uffd = uffd.filter(|_| !request.stop_and_copy);
-    let mut tracker = Tracker::new(main, memory, uffd, out, maps)?;
-    if request.stop_and_copy {
-        return Ok(tracker);
-    }
+    };
+    let mut tracker = Tracker::new(main, memory, Some(uffd), out, maps)?;
     stats.ahead_bytes = tracker.copy_all(maps)?;
     let mut last = u64::MAX;
     for _ in 0..ROUNDS {

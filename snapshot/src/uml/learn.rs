@@ -40,6 +40,12 @@ pub struct Learned {
     pub uffd: Option<Arc<Uffd>>,
 }
 
+/// Whether a machine is known: something was learned, and main takes the signals that it took then.
+pub fn known(learned: Option<&Learned>, main: i32) -> Result<bool, Error> {
+    let status = proc::status(main)?;
+    Ok(learned.is_some_and(|l| l.signals == (status.caught, status.ignored)))
+}
+
 /// Asks. Main is at rest.
 pub fn learn(at: &mut Attached, point: Point, users: &Users) -> Result<Learned, Error> {
     let main = at.main;
