@@ -64,7 +64,7 @@ pub fn lookup<K: Kv + ?Sized>(
     if name.len() > NAME_MAX {
         return fail(libc::ENAMETOOLONG);
     }
-    let hash = key::name_hash(&kv.hash_key(), name);
+    let hash = hash(kv, name);
     let mut got = None;
     if !kv.get(&key::dirent(dir, hash, name), &mut |v| got = decode(v))? {
         return Ok(None);
@@ -93,7 +93,7 @@ pub fn set<K: Kv + ?Sized>(
 }
 
 /// The hash of a name.
-pub fn hash<K: Kv + ?Sized>(kv: &mut K, name: &[u8]) -> u64 {
+pub fn hash<K: Kv + ?Sized>(kv: &K, name: &[u8]) -> u64 {
     key::name_hash(&kv.hash_key(), name)
 }
 
@@ -102,7 +102,7 @@ pub fn hash<K: Kv + ?Sized>(kv: &mut K, name: &[u8]) -> u64 {
 /// # Errors
 /// The store's.
 pub fn unset<K: Kv + ?Sized>(kv: &mut K, dir: u64, name: &[u8]) -> Result<(), FsError> {
-    let hash = key::name_hash(&kv.hash_key(), name);
+    let hash = hash(kv, name);
     kv.del(&key::dirent(dir, hash, name))?;
     Ok(())
 }

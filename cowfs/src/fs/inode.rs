@@ -123,7 +123,7 @@ impl Inode {
     /// The hashes of names, from the first to before the last, among which that of its latest name is.
     pub fn hint(&self) -> (u64, u64) {
         if self.is_device() {
-            return (0, 1 << 63);
+            return key::HASHES;
         }
         let first = u64::from(self.name) << HINT_SHIFT;
         (first, first + (1 << HINT_SHIFT))

@@ -24,6 +24,9 @@ pub const EXTENT: u8 = 5;
 /// Inode without links.
 pub const ORPHAN: u8 = 0x11;
 
+/// Among these hashes are those of all names: from the first to before the last.
+pub const HASHES: (u64, u64) = (0, 1 << 63);
+
 /// Lowest hash of a name: places 1 and 2 are those of `.` and `..`.
 const HASH_MIN: u64 = 3;
 

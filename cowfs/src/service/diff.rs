@@ -202,7 +202,7 @@ impl<'a> Paths<'a> {
             parent = Some(i.parent);
             name = name_among(&mut txn, i.parent, i.hint(), ino)?;
             if name.is_none() {
-                name = name_among(&mut txn, i.parent, (0, 1 << 63), ino)?;
+                name = name_among(&mut txn, i.parent, key::HASHES, ino)?;
             }
         }
         drop(txn);
