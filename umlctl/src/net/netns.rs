@@ -1,8 +1,8 @@
 //! A VM's network namespace: made, entered, removed.
 //!
-//! Made with `ip` and `nft`, by two batches and one rule set, as much at a time as can be: a resume waits for it. It stays when its VM ends, until `rm`: what is sent to the
-//! VM's address goes through to the tap and is lost there, without an answer, so connections that a resumed VM will go on
-//! with are not reset. This does not need anybody to be alive.
+//! Made with `ip` and `nft`, by two batches and one rule set, as much at a time as can be: a resume waits for it. It stays
+//! when its VM ends, until `rm`: what is sent to the VM's address goes through to the tap and is lost there, without an
+//! answer, so connections that a resumed VM will go on with are not reset. This does not need anybody to be alive.
 
 use super::Error;
 use super::names::{self, GATEWAY, GATEWAY_MAC, GUEST, HOST, HOST_MAC, INNER, INNER_MAC, TAP};
@@ -18,6 +18,8 @@ use std::process::{Child, Command, Stdio};
 
 /// Where `ip` keeps names of namespaces.
 const NAMES: &str = "/run/netns";
+/// The namespace that the calling thread is in.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 fn path(index: u32) -> PathBuf {
     Path::new(NAMES).join(names::namespace(index))
@@ -172,32 +174,32 @@ fn add(index: u32) -> Result<(), Error> {
     };
     std::fs::create_dir_all(NAMES).map_err(io("make the directory of"))?;
     File::create(&path).map_err(io("make"))?;
-    let own = Path::new("/proc/thread-self/ns/net");
-    let back = File::open(own).map_err(io("open the one beside"))?;
-    unshare(CloneFlags::CLONE_NEWNET).map_err(namespace_error("make", index))?;
-    let bind = mount(
-        Some(own),
-        &path,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    );
+    away(index, || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(namespace_error("make", index))?;
+        let none = None::<&str>;
+        mount(Some(OWN), &path, none, MsFlags::MS_BIND, none)
+            .map_err(namespace_error("name", index))
+    })
+}
+
+/// Does something that takes the calling thread to a VM's namespace, and takes it back.
+fn away<T>(index: u32, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let back = File::open(OWN).map_err(|source| Error::Io {
+        what: "open",
+        path: OWN.into(),
+        source,
+    })?;
+    let result = act();
     setns(back, CloneFlags::CLONE_NEWNET).map_err(namespace_error("leave", index))?;
-    bind.map_err(namespace_error("name", index))
+    result
 }
 
 /// Does something with the calling thread in a VM's namespace.
 fn within<T>(index: u32, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    let own = Path::new("/proc/thread-self/ns/net");
-    let back = File::open(own).map_err(|source| Error::Io {
-        what: "open",
-        path: own.to_owned(),
-        source,
-    })?;
-    setns(open(index)?, CloneFlags::CLONE_NEWNET).map_err(namespace_error("enter", index))?;
-    let result = act();
-    setns(back, CloneFlags::CLONE_NEWNET).map_err(namespace_error("leave", index))?;
-    result
+    away(index, || {
+        setns(open(index)?, CloneFlags::CLONE_NEWNET).map_err(namespace_error("enter", index))?;
+        act()
+    })
 }
 
 /// Whether a VM's namespace is there, with everything in it. Only the number says what that is, so it is as good as new.
