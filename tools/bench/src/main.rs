@@ -11,6 +11,7 @@ mod report;
 mod results;
 mod rows;
 mod run;
+mod session;
 mod source;
 mod sys;
 mod table1;

@@ -16,19 +16,17 @@ mod versions;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 
 use crate::peers::remove_dir;
-use crate::results::machine;
 use crate::run::check_interrupted;
-use crate::sys;
+use crate::session;
 use crate::table1::Samples;
 
-/// What `--only` knows, in the order of a run.
-const PARTS: [&str; 2] = ["versions", "scale"];
+/// What `--only` knows, in the order of a run; the first is only done if it is named.
+const PARTS: [&str; 3] = ["roots", "versions", "scale"];
 
 /// Options of `bench history`.
 #[derive(Debug, Parser)]
@@ -89,7 +87,7 @@ struct Plan {
 
 impl Plan {
     fn wants(&self, part: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|o| o == part)
+        session::wants(&self.only, part)
     }
 }
 
@@ -105,46 +103,19 @@ impl Drop for Plan {
 /// # Errors
 /// If it cannot begin, or was interrupted. What went wrong with one system is in the report, and the exit code is 3.
 pub fn main(o: &Options) -> Result<ExitCode> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("run this as root: it mounts filesystems and drops caches");
-    }
-    sys::catch_signals()?;
-    sys::keep_descriptors()?;
+    session::begin("it mounts filesystems and drops caches")?;
     if o.only.iter().any(|p| p == "roots") {
         roots::make(&o.cache, o.versions.unwrap_or(roots::MOST).min(roots::MOST))?;
         return Ok(ExitCode::SUCCESS);
     }
     let plan = plan(o)?;
-    let mut samples = Samples {
-        version: 1,
-        about: machine(),
-        sizes_mb: Vec::new(),
-        samples: Default::default(),
-        missing: Vec::new(),
-    };
-    if cfg!(debug_assertions) {
-        samples.about.insert("build".into(), "debug".into());
-    }
-    let start = Instant::now();
-    let before = crate::vm::load();
+    let mut samples = Samples::new(Vec::new());
     let mut roots = Vec::new();
-    let outcome = measure(&plan, &mut samples, &mut roots);
-    samples.about.insert(
-        "load".into(),
-        format!("{before} before, {} after", crate::vm::load()),
-    );
-    samples.about.insert(
-        "took".into(),
-        format!("{:.0} s", start.elapsed().as_secs_f64()),
-    );
+    let outcome = session::observed(&mut samples, |samples| measure(&plan, samples, &mut roots));
     // What was measured before an interrupt is worth having.
     print!("{}", report::write(&plan, &samples, &roots)?);
     outcome?;
-    Ok(if samples.missing.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(crate::PARTIAL)
-    })
+    Ok(session::exit(&samples))
 }
 
 fn measure(plan: &Plan, samples: &mut Samples, roots: &mut Vec<roots::Root>) -> Result<()> {
@@ -162,12 +133,7 @@ fn measure(plan: &Plan, samples: &mut Samples, roots: &mut Vec<roots::Root>) -> 
 }
 
 fn plan(o: &Options) -> Result<Plan> {
-    if let Some(p) = o.only.iter().find(|p| !PARTS.contains(&p.as_str())) {
-        bail!(
-            "there is no part {p}: there are roots, {}",
-            PARTS.join(", ")
-        );
-    }
+    session::known(&o.only, &PARTS)?;
     if let Some(p) = o
         .peers
         .iter()
@@ -190,23 +156,9 @@ fn plan(o: &Options) -> Result<Plan> {
             scale::SMALLEST
         );
     }
-    let cowfs = match &o.cowfs {
-        Some(p) => p.clone(),
-        None => crate::cli::beside_me("cowfs")?,
-    };
-    let cowfs = cowfs.canonicalize().with_context(|| {
-        format!(
-            "{}: build cowfs first, or give --cowfs PATH",
-            cowfs.display()
-        )
-    })?;
-    std::fs::create_dir_all(&o.out).with_context(|| format!("making {}", o.out.display()))?;
-    let dir = o
-        .dir
-        .canonicalize()
-        .with_context(|| format!("finding {}", o.dir.display()))?;
-    let work = dir.join(format!("cowfs-bench.{}", std::process::id()));
-    std::fs::create_dir(&work).with_context(|| format!("making {}", work.display()))?;
+    let cowfs = session::program("cowfs", o.cowfs.as_ref(), || crate::cli::beside_me("cowfs"))?;
+    session::out_dir(&o.out)?;
+    let work = session::own_dir(&session::whole(&o.dir)?, "cowfs")?;
     Ok(Plan {
         only: o.only.clone(),
         peers: o.peers.iter().filter(|p| !p.is_empty()).cloned().collect(),

@@ -11,14 +11,13 @@ pub mod target;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde::Serialize;
 
 use crate::results::{machine, median};
-use crate::sys;
+use crate::session;
 
 /// Options of `bench table1`.
 #[derive(Debug, Parser)]
@@ -61,7 +60,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn wants(&self, part: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|o| o == part)
+        session::wants(&self.only, part)
     }
 }
 
@@ -84,6 +83,17 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
+    /// None yet, of this machine.
+    pub(crate) fn new(sizes_mb: Vec<u64>) -> Self {
+        Self {
+            version: 1,
+            about: machine(),
+            sizes_mb,
+            samples: BTreeMap::new(),
+            missing: Vec::new(),
+        }
+    }
+
     pub(crate) fn add(&mut self, name: impl Into<String>, value: f64) {
         self.samples.entry(name.into()).or_default().push(value);
     }
@@ -124,58 +134,26 @@ pub(crate) fn size(mb: u64) -> String {
 
 /// The whole run.
 pub fn main(o: &Options) -> Result<ExitCode> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("run this as root: it captures processes and chooses process numbers");
-    }
-    sys::catch_signals()?;
-    sys::keep_descriptors()?;
+    session::begin("it captures processes and chooses process numbers")?;
     // Resumed processes, and what fills their memory, outlive the command that made them: they become our children.
     nix::sys::prctl::set_child_subreaper(true).context("becoming the parent of orphans")?;
     let plan = plan(o)?;
-    let mut samples = Samples {
-        version: 1,
-        about: machine(),
-        sizes_mb: plan.sizes.clone(),
-        samples: BTreeMap::new(),
-        missing: Vec::new(),
-    };
-    let start = Instant::now();
-    let outcome = measure::all(&plan, &mut samples);
-    samples.about.insert(
-        "took".into(),
-        format!("{:.0} s", start.elapsed().as_secs_f64()),
-    );
+    let mut samples = Samples::new(plan.sizes.clone());
+    let outcome = session::timed(&mut samples, |samples| measure::all(&plan, samples));
     // What was measured before an interrupt is worth having.
     print!("{}", report::write(&plan, &samples)?);
     outcome?;
-    Ok(if samples.missing.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(crate::PARTIAL)
-    })
+    Ok(session::exit(&samples))
 }
 
 fn plan(o: &Options) -> Result<Plan> {
-    let parts = ["sizes", "threads", "writer", "since", "copies"];
-    if let Some(p) = o.only.iter().find(|p| !parts.contains(&p.as_str())) {
-        bail!("there is no part {p}: there are {}", parts.join(", "));
-    }
+    session::known(&o.only, &["sizes", "threads", "writer", "since", "copies"])?;
     if o.rounds == 0 || o.sizes.contains(&0) {
         bail!("rounds and sizes begin at 1");
     }
-    let umlctl = match &o.umlctl {
-        Some(p) => p.clone(),
-        None => build()?,
-    };
-    let umlctl = umlctl
-        .canonicalize()
-        .with_context(|| format!("{}: build umlctl, or give --umlctl PATH", umlctl.display()))?;
-    let own = |dir: &PathBuf| -> Result<PathBuf> {
-        let dir = dir.join(format!("umlctl-bench.{}", std::process::id()));
-        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        Ok(dir)
-    };
-    std::fs::create_dir_all(&o.out).with_context(|| format!("making {}", o.out.display()))?;
+    let umlctl = session::program("umlctl", o.umlctl.as_ref(), build)?;
+    session::out_dir(&o.out)?;
+    let own = |dir: &PathBuf| session::own_dir(dir, "umlctl");
     let work = own(&o.dir)?;
     let disk = if o.disk == o.dir {
         work.clone()

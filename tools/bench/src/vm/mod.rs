@@ -12,15 +12,13 @@ mod rows;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::Value;
 
-use crate::results::machine;
 use crate::run::check_interrupted;
-use crate::sys;
+use crate::session;
 use crate::table1::Samples;
 use crate::table1::drive::{Ran, run};
 
@@ -73,7 +71,7 @@ struct Plan {
 
 impl Plan {
     fn wants(&self, part: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|o| o == part)
+        session::wants(&self.only, part)
     }
 
     /// How much a machine of some size has in a file of its own, megabytes: a guest of 1 GB that holds nothing would be one
@@ -138,46 +136,14 @@ impl Drop for Plan {
 
 /// The whole run.
 pub fn main(o: &Options) -> Result<ExitCode> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("run this as root: machines need namespaces");
-    }
-    sys::catch_signals()?;
-    sys::keep_descriptors()?;
+    session::begin("machines need namespaces")?;
     let mut plan = plan(o)?;
-    let mut samples = Samples {
-        version: 1,
-        about: machine(),
-        sizes_mb: plan.sizes.clone(),
-        samples: Default::default(),
-        missing: Vec::new(),
-    };
-    if cfg!(debug_assertions) {
-        samples.about.insert("build".into(), "debug".into());
-    }
-    let start = Instant::now();
-    let before = load();
-    let outcome = measure(&mut plan, &mut samples);
-    samples
-        .about
-        .insert("load".into(), format!("{before} before, {} after", load()));
-    samples.about.insert(
-        "took".into(),
-        format!("{:.0} s", start.elapsed().as_secs_f64()),
-    );
+    let mut samples = Samples::new(plan.sizes.clone());
+    let outcome = session::observed(&mut samples, |samples| measure(&mut plan, samples));
     // What was measured before an interrupt is worth having.
     print!("{}", report::write(&plan, &samples)?);
     outcome?;
-    Ok(if samples.missing.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(crate::PARTIAL)
-    })
-}
-
-/// How many processes wanted a CPU in the last minute: whether others had work for the machine.
-pub(crate) fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or_default().to_owned()
+    Ok(session::exit(&samples))
 }
 
 fn measure(plan: &mut Plan, samples: &mut Samples) -> Result<()> {
@@ -203,9 +169,7 @@ fn measure(plan: &mut Plan, samples: &mut Samples) -> Result<()> {
 }
 
 fn plan(o: &Options) -> Result<Plan> {
-    if let Some(p) = o.only.iter().find(|p| !PARTS.contains(&p.as_str())) {
-        bail!("there is no part {p}: there are {}", PARTS.join(", "));
-    }
+    session::known(&o.only, &PARTS)?;
     let number = |given: Option<usize>, full, quick| {
         let n = given.unwrap_or(if o.quick { quick } else { full });
         if n == 0 {
@@ -218,20 +182,9 @@ fn plan(o: &Options) -> Result<Plan> {
         number(o.snapshots, 50, 3)?,
         number(o.forks, 20, 2)?,
     );
-    let umlctl = match &o.umlctl {
-        Some(p) => p.clone(),
-        None => crate::table1::build()?,
-    };
-    let umlctl = umlctl
-        .canonicalize()
-        .with_context(|| format!("{}: build umlctl, or give --umlctl PATH", umlctl.display()))?;
-    std::fs::create_dir_all(&o.out).with_context(|| format!("making {}", o.out.display()))?;
-    let dir = o
-        .dir
-        .canonicalize()
-        .with_context(|| format!("finding {}", o.dir.display()))?;
-    let work = dir.join(format!("umlctl-bench.{}", std::process::id()));
-    std::fs::create_dir(&work).with_context(|| format!("making {}", work.display()))?;
+    let umlctl = session::program("umlctl", o.umlctl.as_ref(), crate::table1::build)?;
+    session::out_dir(&o.out)?;
+    let work = session::own_dir(&session::whole(&o.dir)?, "umlctl")?;
     Ok(Plan {
         only: o.only.clone(),
         rounds,
