@@ -1,5 +1,6 @@
 //! The tables, and the files they are written to.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
@@ -36,9 +37,7 @@ pub fn write(plan: &Plan, results: &Results) -> Result<()> {
 /// Both tables.
 pub fn markdown(results: &Results) -> String {
     let mut text = String::from("# How fast\n\n");
-    for (k, v) in &results.about {
-        line(&mut text, &format!("- {k}: {v}"));
-    }
+    about(&mut text, &results.about);
     text.push_str(
         "\nMedians of interleaved rounds (lowest to highest in brackets); `x` is the ratio to native, of times or of \
          rates. In the checkpoint and rollback rows \"native\" is `cp -a`, and overlay's and btrfs's rollbacks are \
@@ -49,13 +48,26 @@ pub fn markdown(results: &Results) -> String {
             table(&mut text, results, placement);
         }
     }
-    if !results.missing.is_empty() {
-        text.push_str("\n## Not measured, or gone wrong\n\n");
-        for m in &results.missing {
-            line(&mut text, &format!("- {m}"));
-        }
-    }
+    missing(&mut text, &results.missing);
     text
+}
+
+/// What a report begins with, below its title: of which machine and run it is.
+pub fn about(text: &mut String, about: &BTreeMap<String, String>) {
+    for (k, v) in about {
+        line(text, &format!("- {k}: {v}"));
+    }
+}
+
+/// What a report ends with: what is not in it.
+pub fn missing(text: &mut String, missing: &[String]) {
+    if missing.is_empty() {
+        return;
+    }
+    text.push_str("\n## Not measured, or gone wrong\n\n");
+    for m in missing {
+        line(text, &format!("- {m}"));
+    }
 }
 
 fn line(text: &mut String, l: &str) {

@@ -40,10 +40,7 @@ pub fn write(plan: &Plan, samples: &Samples, roots: &[Root]) -> Result<String> {
 
 fn markdown(s: &Samples, roots: &[Root]) -> String {
     let mut t = String::from("# History\n\n");
-    for (k, v) in &s.about {
-        // Writing to a String cannot fail.
-        let _ = writeln!(t, "- {k}: {v}");
-    }
+    crate::report::about(&mut t, &s.about);
     t.push_str(
         "\nMedians (lowest to highest) of one run. Other work on the machine is in all figures. Repeat it with `tools/setup bench \
          && cargo run --release -p bench -- history`, after `cargo build --release -p cowfs`.\n",
@@ -58,12 +55,7 @@ fn markdown(s: &Samples, roots: &[Root]) -> String {
     if s.median("scale_files").is_some() {
         scale(&mut t, s);
     }
-    if !s.missing.is_empty() {
-        t.push_str("\n## Not measured, or gone wrong\n\n");
-        for m in &s.missing {
-            let _ = writeln!(t, "- {m}");
-        }
-    }
+    crate::report::missing(&mut t, &s.missing);
     t
 }
 

@@ -87,13 +87,11 @@ pub(crate) fn met(samples: &Samples, name: &str, unit: Unit, goal: f64) -> &'sta
 
 fn markdown(samples: &Samples) -> String {
     let mut t = String::from("# The paper's Table 1, again\n\n");
+    crate::report::about(&mut t, &samples.about);
     let mut line = |l: String| {
         // Writing to a String cannot fail.
         let _ = writeln!(t, "{l}");
     };
-    for (k, v) in &samples.about {
-        line(format!("- {k}: {v}"));
-    }
     line(
         "\nMedians (lowest to highest) of interleaved rounds of one run. Targets hold their size in written pages of 4 KiB. \
          *Reported* is what the command says; *seen* is the longest time between two looks at the clock of a target that \
@@ -160,12 +158,7 @@ fn markdown(samples: &Samples) -> String {
     }
     resume_table(samples, &mut t);
     more_table(samples, &mut t);
-    if !samples.missing.is_empty() {
-        t.push_str("\n## Not measured, or gone wrong\n\n");
-        for m in &samples.missing {
-            let _ = writeln!(t, "- {m}");
-        }
-    }
+    crate::report::missing(&mut t, &samples.missing);
     t
 }
 

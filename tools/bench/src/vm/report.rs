@@ -44,10 +44,7 @@ fn percentile(samples: &[f64], percent: usize) -> Option<f64> {
 
 fn markdown(samples: &Samples) -> String {
     let mut t = String::from("# Machines\n\n");
-    for (k, v) in &samples.about {
-        // Writing to a String cannot fail.
-        let _ = writeln!(t, "- {k}: {v}");
-    }
+    crate::report::about(&mut t, &samples.about);
     t.push_str(
         "\nMedians (lowest to highest) of one run; what is compared is interleaved. Guests are of one static busybox. \
          Snapshots go to a disk, and are in the page cache when they are resumed. Other work on the machine is in all \
@@ -56,12 +53,7 @@ fn markdown(samples: &Samples) -> String {
     for (title, text, rows) in tables(samples) {
         table(&mut t, samples, title, text, &rows);
     }
-    if !samples.missing.is_empty() {
-        t.push_str("\n## Not measured, or gone wrong\n\n");
-        for m in &samples.missing {
-            let _ = writeln!(t, "- {m}");
-        }
-    }
+    crate::report::missing(&mut t, &samples.missing);
     t
 }
 
