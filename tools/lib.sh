@@ -46,6 +46,14 @@ build_release() {
     (cd "$ROOT" && cargo build --release --quiet -p cowfs)
 }
 
+# Sets UMLCTL, if it is not set, to one that is built.
+build_umlctl() {
+    if [ -z "${UMLCTL:-}" ]; then
+        UMLCTL=$ROOT/target/release/umlctl
+        timed "cargo build --release -p umlctl" cargo build --manifest-path "$ROOT/Cargo.toml" --release --quiet -p umlctl
+    fi
+}
+
 # Unmounts everything below a directory, whatever state it is in.
 unmount_below() {
     local m
