@@ -1,7 +1,7 @@
 //! A VM's network namespace: made, entered, removed.
 //!
-//! Made with `ip` and `nft`, by two batches and one rule set, as much at a time as can be: a resume waits for it. It stays
-//! when its VM ends, until `rm`: what is sent to the VM's address goes through to the tap and is lost there, without an
+//! Made with `ip` and `nft`, by two batches and one rule set, while the VM is started: a resume waits for it. It stays when
+//! its VM ends, until `rm`: what is sent to the VM's address goes through to the tap and is lost there, without an
 //! answer, so connections that a resumed VM will go on with are not reset. This does not need anybody to be alive.
 
 use super::Error;
@@ -25,8 +25,9 @@ fn path(index: u32) -> PathBuf {
     Path::new(NAMES).join(names::namespace(index))
 }
 
-/// A tool that runs.
-struct Tool(&'static str, Child);
+/// A tool that runs; none once it was waited for.
+#[derive(Debug)]
+struct Tool(&'static str, Option<Child>);
 
 /// Starts a tool with a text on stdin.
 fn start(
@@ -47,16 +48,17 @@ fn start(
     if let Some(mut stdin) = child.stdin.take() {
         let _ = stdin.write_all(input.as_bytes());
     }
-    Ok(Tool(tool, child))
+    Ok(Tool(tool, Some(child)))
 }
 
 impl Tool {
-    fn end(self) -> Result<(), Error> {
-        let failed = |message: String| Error::Tool {
-            tool: self.0,
-            message,
+    fn end(mut self) -> Result<(), Error> {
+        let tool = self.0;
+        let failed = |message: String| Error::Tool { tool, message };
+        let Some(child) = self.1.take() else {
+            return Ok(());
         };
-        let output = self.1.wait_with_output();
+        let output = child.wait_with_output();
         let output = output.map_err(|e| failed(e.to_string()))?;
         if output.status.success() {
             return Ok(());
@@ -67,6 +69,13 @@ impl Tool {
         } else {
             message
         }))
+    }
+}
+
+/// Before anything is taken away that it works on.
+impl Drop for Tool {
+    fn drop(&mut self) {
+        let _ = self.1.as_mut().map(Child::wait);
     }
 }
 
@@ -95,9 +104,7 @@ route replace {address}/32 dev {veth} src {HOST}
 fn inside() -> String {
     format!(
         "link set lo up
-tuntap add {TAP} mode tap
 link set {TAP} address {GATEWAY_MAC}
-link set {TAP} up
 addr add {GATEWAY}/24 dev {TAP}
 neigh replace {GUEST} lladdr {GUEST_MAC} dev {TAP} nud permanent
 link set {INNER} up
@@ -213,49 +220,85 @@ fn is_complete(index: u32) -> bool {
         && within(index, forwards).unwrap_or(false)
 }
 
-/// Makes a VM's namespace and the way to it. One that is there stays, with the connections of the VM that was.
-///
-/// # Errors
-/// A tool's; then nothing is left of it.
-pub fn make(index: u32) -> Result<(), Error> {
-    if is_complete(index) {
-        return Ok(());
-    }
-    remove(index)?;
-    let result = add(index).and_then(|()| {
-        let outside = ip(&outside(index))?;
-        // Rules need no interface of theirs to be there.
-        let rules = within(index, || {
-            start("nft", "nftables", &["-f", "-"], &rules(index))
-        });
-        outside.end()?;
-        // For packets between VMs. Set for this interface alone: the host need not be a router.
-        sysctl(&format!("conf/{}/forwarding", names::outer(index)), "1")?;
-        within(index, || {
-            ip(&inside())?.end()?;
-            rules?.end()?;
-            // Last: until the rules stand nothing passes.
-            sysctl("ip_forward", "1")
-        })
-    });
-    if result.is_err() {
-        let _ = remove(index);
-    }
-    result
+/// A VM's namespace that is being made. Its tap is there, and takes what a guest sends. If it is not finished, it is removed.
+#[derive(Debug)]
+pub struct Making {
+    index: u32,
+    /// What makes the host's side, and the rules.
+    tools: Option<(Tool, Tool)>,
 }
 
-/// Opens the tap in a VM's namespace.
+/// Begins to make a VM's namespace and the way to it: the namespace, and its tap, which is opened. One that is there stays,
+/// with the connections of the VM that was.
 ///
 /// # Errors
-/// Another has it open, or there is none.
-pub fn open_tap(index: u32) -> Result<OwnedFd, Error> {
-    within(index, || {
-        tap::open(TAP).map_err(|source| Error::Io {
+/// A tool's, or another has the tap open; then nothing is left of what was made.
+pub fn begin(index: u32) -> Result<(Making, OwnedFd), Error> {
+    let tap = |make: fn(&str) -> std::io::Result<OwnedFd>| {
+        make(TAP).map_err(|source| Error::Io {
             what: "open the tap in",
             path: path(index),
             source,
         })
-    })
+    };
+    let mut making = Making { index, tools: None };
+    if is_complete(index) {
+        return Ok((making, within(index, || tap(tap::open))?));
+    }
+    remove(index)?;
+    let begun = add(index).and_then(|()| {
+        let outside = ip(&outside(index))?;
+        // Rules need no interface of theirs to be there.
+        let inside = within(index, || {
+            let tool = start("nft", "nftables", &["-f", "-"], &rules(index))?;
+            Ok((tool, tap(tap::make)?))
+        });
+        let (rules, tap) = inside?;
+        making.tools = Some((outside, rules));
+        Ok(tap)
+    });
+    match begun {
+        Ok(tap) => Ok((making, tap)),
+        Err(e) => {
+            let _ = remove(index);
+            Err(e)
+        }
+    }
+}
+
+impl Making {
+    /// Waits until the host's side is there, and makes the rest.
+    ///
+    /// # Errors
+    /// A tool's; then nothing is left of it.
+    pub fn finish(mut self) -> Result<(), Error> {
+        let Some((outside, rules)) = self.tools.take() else {
+            return Ok(());
+        };
+        let index = self.index;
+        let result = outside.end().and_then(|()| {
+            // For packets between VMs. Set for this interface alone: the host need not be a router.
+            sysctl(&format!("conf/{}/forwarding", names::outer(index)), "1")?;
+            within(index, || {
+                ip(&inside())?.end()?;
+                rules.end()?;
+                // Last: until the rules stand nothing passes.
+                sysctl("ip_forward", "1")
+            })
+        });
+        if result.is_err() {
+            let _ = remove(index);
+        }
+        result
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        if self.tools.take().is_some() {
+            let _ = remove(self.index);
+        }
+    }
 }
 
 /// Removes a VM's namespace. The pair goes with it, and the route with the pair. That there is none is no error.

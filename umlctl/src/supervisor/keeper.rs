@@ -76,12 +76,21 @@ pub fn launch<S: Start>(
                     main_pid,
                     _channel: ours,
                 })
-                .inspect_err(|_| {
-                    let _ = kill(pid, Signal::SIGKILL);
-                    let _ = waitpid(pid, None);
-                })
+                .inspect_err(|_| end(pid))
         }
     }
+}
+
+impl Keeper {
+    /// Ends it, and with it main and all that is main's.
+    pub fn end(self) {
+        end(self.pid);
+    }
+}
+
+fn end(pid: Pid) {
+    let _ = kill(pid, Signal::SIGKILL);
+    let _ = waitpid(pid, None);
 }
 
 /// The keeper's one message: main's pidfd, or why there is none.

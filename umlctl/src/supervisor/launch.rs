@@ -6,7 +6,7 @@ use super::keeper::{Keeper, Plan, launch};
 use super::run::{Parts, Supervisor, block_signals};
 use super::start::{Boot, MainFds};
 use super::{Error, system};
-use crate::net::netns;
+use crate::net::netns::{self, Making};
 use crate::snapshots::memory;
 use crate::snapshots::resume::{Resume, give};
 use crate::sys::fd::inherited;
@@ -120,7 +120,7 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
     .map_err(system("ignore a signal"))?;
     let signals = block_signals()?;
     let listener = listen(vm)?;
-    let (tap, netns) = connect(&config)?;
+    let Network { making, tap, netns } = connect(&config)?;
     let kernel_log = vm.kernel_log();
     if resume.is_none() {
         initrd::write(&vm.initrd())?;
@@ -147,8 +147,8 @@ fn begin(vm: &Vm, lock: &Lock, resume: Option<&Path>) -> Result<Supervisor, Erro
         lock: lock.file().as_raw_fd(),
     };
     let keeper = match resume {
-        None => boot(vm, &config, base)?,
-        Some(dir) => rebuild(vm, dir, base)?,
+        None => boot(vm, &config, base, making)?,
+        Some(dir) => rebuild(vm, dir, base, making)?,
     };
     let mut supervisor = Supervisor::new(Parts {
         vm: vm.clone(),
@@ -187,15 +187,23 @@ impl Base {
     }
 }
 
-fn boot(vm: &Vm, config: &Config, base: Base) -> Result<Keeper, Error> {
+fn boot(vm: &Vm, config: &Config, base: Base, network: Option<Making>) -> Result<Keeper, Error> {
     let arguments = cmdline::arguments(config, vm)?;
     let start = Boot::new(&config.kernel, &arguments)
         .map_err(|_| Error::Start("a zero in its arguments".into()))?;
-    launch(base.plan(start), |_| Ok(()))
+    let keeper = launch(base.plan(start), |_| Ok(()))?;
+    // Not before main is known: a kernel may end at once, and then it is a VM that has ended.
+    match finish(network) {
+        Ok(()) => Ok(keeper),
+        Err(e) => {
+            keeper.end();
+            Err(e)
+        }
+    }
 }
 
 /// The keeper is forked while there is one thread; then another process serves its memory, and the file is handed over.
-fn rebuild(vm: &Vm, dir: &Path, base: Base) -> Result<Keeper, Error> {
+fn rebuild(vm: &Vm, dir: &Path, base: Base, network: Option<Making>) -> Result<Keeper, Error> {
     let machine = snapshot::uml::manifest::load(dir).map_err(|e| start_error(&e))?;
     let (ours, theirs) = crate::sys::fd::messages().map_err(system("make a socket pair"))?;
     let start = Resume {
@@ -207,7 +215,8 @@ fn rebuild(vm: &Vm, dir: &Path, base: Base) -> Result<Keeper, Error> {
     launch(base.plan(start), |keeper| {
         let _ = std::fs::remove_file(vm.dir().join(memory::DAMAGE));
         let file = memory::spawn(vm.dir(), dir, &machine, keeper).map_err(|e| start_error(&e))?;
-        give(&ours, &file).map_err(system("hand over the machine's memory"))
+        give(&ours, &file).map_err(system("hand over the machine's memory"))?;
+        finish(network)
     })
 }
 
@@ -215,15 +224,31 @@ fn start_error(e: &dyn std::error::Error) -> Error {
     Error::Start(snapshot::resume::text(e))
 }
 
-/// The VM's network namespace, made anew, and the tap in it.
-fn connect(config: &Config) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Error> {
+/// A VM's network.
+#[derive(Default)]
+struct Network {
+    making: Option<Making>,
+    tap: Option<OwnedFd>,
+    netns: Option<OwnedFd>,
+}
+
+/// Begins to make the VM's network namespace anew. What the guest needs to start is there.
+fn connect(config: &Config) -> Result<Network, Error> {
     match (config.net, config.net_index) {
         (Net::Nat, Some(index)) => {
-            netns::make(index)?;
-            Ok((Some(netns::open_tap(index)?), Some(netns::open(index)?)))
+            let (making, tap) = netns::begin(index)?;
+            Ok(Network {
+                making: Some(making),
+                tap: Some(tap),
+                netns: Some(netns::open(index)?),
+            })
         }
-        _ => Ok((None, None)),
+        _ => Ok(Network::default()),
     }
+}
+
+fn finish(network: Option<Making>) -> Result<(), Error> {
+    Ok(network.map_or(Ok(()), Making::finish)?)
 }
 
 /// Where the keeper mounts the private file system, in a mount namespace of its own: an empty directory for everybody else.
