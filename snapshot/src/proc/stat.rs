@@ -21,6 +21,8 @@ pub struct Stat {
     pub nice: i32,
     /// Start, in clock ticks after boot: with the number it names a process for good.
     pub start_time: u64,
+    /// Bytes of address space that are mapped.
+    pub vsize: u64,
     /// Signal sent to the parent at the end.
     pub exit_signal: i32,
     /// Real-time priority.
@@ -56,6 +58,7 @@ fn parse(text: &str) -> Option<Stat> {
         tty: int(7)?,
         nice: int(19)?,
         start_time: word(22)?,
+        vsize: word(23)?,
         exit_signal: int(38)?,
         rt_priority: int(40)?,
         policy: int(41)?,

@@ -19,8 +19,10 @@ const RECORD_MMAP2: u32 = 10;
 /// Offsets in `struct perf_event_mmap_page`.
 const HEAD: usize = 1024;
 const TAIL: usize = 1032;
-/// Bits of `struct perf_event_attr`: mmap, mmap_data, mmap2.
-const FLAGS: u64 = 1 << 8 | 1 << 17 | 1 << 23;
+/// Bits of `struct perf_event_attr`: mmap, mmap_data, sample_id_all, mmap2, use_clockid.
+const FLAGS: u64 = 1 << 8 | 1 << 17 | 1 << 18 | 1 << 23 | 1 << 25;
+/// `PERF_SAMPLE_TIME`: with sample_id_all the last word of each record.
+const TIME: u64 = 1 << 2;
 
 /// A mapping that was made, or whose protection was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct Mapping {
     pub pid: i32,
     /// Address.
     pub start: u64,
+    /// Device of the file.
+    pub dev: u64,
     /// Inode of the file.
     pub ino: u64,
     /// Offset in the file, bytes.
@@ -37,6 +41,10 @@ pub struct Mapping {
     pub len: u64,
     /// PROT_ bits.
     pub prot: u32,
+    /// MAP_SHARED; else private.
+    pub shared: bool,
+    /// When, by CLOCK_MONOTONIC: records of one process may be in the rings of several processors.
+    pub time: u64,
 }
 
 /// What was read.
@@ -99,11 +107,13 @@ fn processors(text: &str) -> Vec<i32> {
 
 impl Ring {
     fn open(cpu: i32) -> Result<Self, Errno> {
-        // type, size; config; three words of sampling; flags; nothing else.
+        // type, size; config; period, what is in a record; flags; the clock, behind sample_stack_user.
         let mut attr = [0u64; 16];
         attr[0] = u64::from(TYPE_SOFTWARE) | (size_of_val(&attr) as u64) << 32;
         attr[1] = COUNT_DUMMY;
+        attr[3] = TIME;
         attr[5] = FLAGS;
+        attr[11] = (libc::CLOCK_MONOTONIC as u64) << 32;
         const CLOEXEC: u64 = 8;
         // SAFETY: the kernel reads `attr`, whose size it is told, and gives a new descriptor.
         let fd = unsafe {
@@ -176,9 +186,10 @@ impl Ring {
             if kind == RECORD_LOST {
                 found(Record::Lost);
             } else if kind == RECORD_MMAP2 {
-                let mut body = [0; 72];
+                let (mut body, mut time) = ([0; 72], [0; 8]);
                 self.copy(tail, &mut body);
-                found(parse(&body));
+                self.copy(tail + u64::from(size) - 8, &mut time);
+                found(parse(&body, u64::from_ne_bytes(time)));
             }
             tail += u64::from(size);
         }
@@ -187,15 +198,19 @@ impl Ring {
 }
 
 /// header, pid, tid, addr, len, pgoff (bytes), major, minor, inode, generation, protection, flags.
-fn parse(body: &[u8; 72]) -> Record {
+fn parse(body: &[u8; 72], time: u64) -> Record {
     let word = |at: usize| u64::from_ne_bytes(body[at..at + 8].try_into().unwrap_or_default());
+    let half = |at: usize| u32::from_ne_bytes(body[at..at + 4].try_into().unwrap_or_default());
     Record::Mapping(Mapping {
         pid: word(8) as u32 as i32,
         start: word(16),
         len: word(24),
         offset: word(32),
+        dev: libc::makedev(half(40), half(44)),
         ino: word(48),
-        prot: word(64) as u32,
+        prot: half(64),
+        shared: half(68) & libc::MAP_SHARED as u32 != 0,
+        time,
     })
 }
 
@@ -237,7 +252,13 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
         file.set_len(16 * 4096).unwrap();
-        let ino = file.metadata().unwrap().ino();
+        let of = file.metadata().unwrap();
+        let ino = of.ino();
+        let now = || {
+            let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+            t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
+        };
+        let begun = now();
         let record = match Mappings::record() {
             Ok(record) => record,
             Err(e) => panic!("recording needs CAP_PERFMON: {e}"),
@@ -257,15 +278,19 @@ mod tests {
                 seen.push(m);
             }
         });
-        let start = seen.first().map_or(0, |m: &Mapping| m.start);
+        let (start, time) = seen.first().map_or((0, 0), |m: &Mapping| (m.start, m.time));
         assert!(start > 0);
+        assert!((begun..now()).contains(&time));
         let want = Mapping {
             pid: std::process::id() as i32,
             start,
+            dev: of.dev(),
             ino,
             offset: 8192,
             len: 4096,
             prot: 3,
+            shared: true,
+            time,
         };
         assert_eq!(seen, [want]);
     }

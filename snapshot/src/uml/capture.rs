@@ -7,6 +7,7 @@ use super::learn;
 pub use super::learn::Learned;
 use super::manifest::{self, Helper, Kernel, Machine};
 use super::tracker::{Tracker, Written};
+use super::users;
 use super::{Error, PAGE, image, text, traced};
 use crate::capture::host;
 use crate::capture::ranges::Objects;
@@ -193,7 +194,7 @@ pub fn capture(request: &mut Request<'_>) -> Result<(Machine, Stats), Error> {
         tracker.write(stash)?;
     }
     let own = std::mem::take(&mut tracker.own);
-    let users = layout::users(&tracker.users);
+    let users = users::list(&tracker.users);
     stats.users = users.len();
     drop(tracker);
     let (mut list, mut fds) = frozen.finish()?;
@@ -259,7 +260,7 @@ fn ask(main: i32, memory: &Memory, learned: &mut Option<Learned>) -> Result<Dura
     let mut at = Attached::new(main)?;
     let point = at.stop()?;
     let stopped = Instant::now();
-    let users = layout::present(main, memory)?;
+    let users = users::present(main, memory)?;
     *learned = Some(learn::learn(&mut at, point, &users)?);
     at.detach_main()?;
     Ok(stopped.elapsed())

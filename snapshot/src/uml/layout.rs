@@ -1,6 +1,6 @@
 //! The mappings of a machine's processes, as seen in `/proc`.
 
-use super::manifest::{Piece, User};
+use super::manifest::Piece;
 use super::{Error, PAGE};
 use crate::capture::ranges::Objects;
 use crate::image::manifest::{Backing, Range};
@@ -106,83 +106,7 @@ pub fn ranges(
     Ok(out)
 }
 
-/// What a user process has mapped of the guest's memory. All else in it is left over from main, and no matter.
-pub fn pieces(pid: i32, memory: &Memory) -> Result<Vec<Piece>, Error> {
-    let maps = proc::maps(pid)?;
-    let mut out: Vec<Piece> = Vec::with_capacity(maps.len());
-    for m in maps.iter().filter(|m| (m.dev, m.ino) == memory.id) {
-        out.push(Piece {
-            shared: m.shared,
-            start: m.start,
-            len: m.end - m.start,
-            offset: m.offset,
-            prot: m.prot,
-        });
-    }
-    Ok(out)
-}
-
-/// When a process last ran, and how often: changes whenever it ran in between.
-pub type Ran = [u64; 3];
-
-/// Reads it (`/proc/PID/schedstat`).
-pub fn ran(pid: i32) -> Result<Ran, Error> {
-    let bytes = proc::read_bytes(pid, "schedstat")?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut words = text
-        .split_ascii_whitespace()
-        .map(|w| w.parse().unwrap_or(0));
-    let mut next = || words.next().unwrap_or(0);
-    Ok([next(), next(), next()])
-}
-
-/// A user process as it was last seen.
-#[derive(Debug, Clone)]
-pub struct Known {
-    /// Its number in the machine.
-    pub number: i32,
-    /// When it was.
-    pub ran: Ran,
-    /// What it had mapped.
-    pub pieces: Vec<Piece>,
-}
-
-/// The user processes, by our number.
-pub type Users = HashMap<i32, Known>;
-
-/// As the manifest has them, by rising number.
-pub fn users(all: &Users) -> Vec<User> {
-    let mut out: Vec<User> = all
-        .values()
-        .map(|k| User {
-            pid: k.number,
-            pieces: k.pieces.clone(),
-        })
-        .collect();
-    out.sort_unstable_by_key(|u| u.pid);
-    out
-}
-
 /// Pages of the guest's memory that a piece covers: first, and one past the last.
 pub fn pages(p: &Piece) -> (u64, u64) {
     (p.offset / PAGE, (p.offset + p.len).div_ceil(PAGE))
-}
-
-/// The user processes as they are now.
-pub fn present(main: i32, memory: &Memory) -> Result<Users, Error> {
-    let mut out = Users::new();
-    for pid in proc::children(main)? {
-        let (Some(number), Ok(ran)) = (super::learn::user_number(pid, main), ran(pid)) else {
-            continue;
-        };
-        if let Ok(pieces) = pieces(pid, memory) {
-            let known = Known {
-                number,
-                ran,
-                pieces,
-            };
-            out.insert(pid, known);
-        }
-    }
-    Ok(out)
 }

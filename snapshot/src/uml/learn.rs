@@ -2,8 +2,8 @@
 
 use super::calls::Calls;
 use super::freeze::{Attached, Point, inner_number};
-use super::layout::Users;
 use super::manifest::Stub;
+use super::users::Users;
 use super::{Error, PAGE, image, traced};
 use crate::image::manifest::{PosixTimer, SignalAction};
 use crate::proc;
@@ -54,8 +54,8 @@ pub fn learn(at: &mut Attached, point: Point, users: &Users) -> Result<Learned, 
     let (&user, known) = users
         .iter()
         .find(|(_, k)| {
-            k.pieces
-                .iter()
+            k.space
+                .pieces()
                 .any(|p| p.start <= STUB_DATA && STUB_DATA < p.start + p.len)
         })
         .ok_or_else(|| Error::Foreign(main, "no user process runs in it yet".into()))?;

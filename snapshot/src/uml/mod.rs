@@ -11,6 +11,7 @@ mod learn;
 pub mod manifest;
 pub mod rebuild;
 mod tracker;
+mod users;
 
 use nix::errno::Errno;
 use std::path::PathBuf;

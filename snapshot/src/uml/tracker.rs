@@ -4,14 +4,14 @@
 //! memory and cannot be tracked so; whatever one of them could write since it was last looked at counts as written if it
 //! has run since. What was mapped and unmapped between two looks is in the kernel's record of new mappings.
 
-use super::layout::{self, Known, Memory, Users};
-use super::learn::user_number;
+use super::layout::{self, Memory};
 use super::manifest::Piece;
+use super::users::{self, Known, Stamp, Users};
 use super::{Error, PAGE, image};
 use crate::proc::{self, Map, MapKind};
 use crate::sys::mapfile;
 use crate::sys::pagemap::{FILE, PRESENT, Pagemap, Region, SWAPPED};
-use crate::sys::perf::{Mappings, Record};
+use crate::sys::perf::{Mapping, Mappings, Record};
 use crate::sys::procmem::ProcMem;
 use crate::sys::uffd::{Uffd, WP};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,6 +38,11 @@ impl Pages {
         for page in first..end.min(self.0.len() as u64 * 64) {
             self.0[(page / 64) as usize] |= 1 << (page % 64);
         }
+    }
+
+    /// Adds what a process could write to.
+    fn add_user(&mut self, k: &Known) {
+        k.space.pieces().for_each(|p| self.add_piece(&p));
     }
 
     fn add_piece(&mut self, p: &Piece) {
@@ -105,6 +110,15 @@ struct Made {
     main: Vec<(u64, u64)>,
 }
 
+/// What user processes have mapped since each was last looked at.
+#[derive(Debug, Default)]
+struct Followed {
+    /// Of those that are followed, by number.
+    made: HashMap<i32, Vec<Mapping>>,
+    /// How often the kernel has lost something.
+    lost: u64,
+}
+
 impl Made {
     fn new(len: u64) -> Self {
         Self {
@@ -133,6 +147,7 @@ pub struct Tracker<'a> {
     own_memory: ProcMem,
     mappings: Option<Mappings>,
     made: Made,
+    followed: Followed,
     tracked: Vec<Tracked>,
     /// User processes as of the last look.
     pub users: Users,
@@ -174,6 +189,7 @@ impl<'a> Tracker<'a> {
             own_memory: ProcMem::open(main).map_err(io("mem"))?,
             mappings,
             made: Made::new(memory.len),
+            followed: Followed::default(),
             tracked: Vec::new(),
             users: Users::new(),
             own: BTreeMap::new(),
@@ -256,6 +272,10 @@ impl<'a> Tracker<'a> {
             self.look_at_main(maps, stopped, &made.main, &mut pages, &mut own)?;
         }
         self.look_at_users(&mut pages)?;
+        #[cfg(debug_assertions)]
+        if stopped {
+            self.prove_users()?;
+        }
         Ok(Written { pages, own })
     }
 
@@ -266,7 +286,7 @@ impl<'a> Tracker<'a> {
             return;
         };
         let (ino, all) = (self.memory.id.1, self.memory.len / PAGE);
-        let (main, made) = (self.main, &mut self.made);
+        let (main, made, followed) = (self.main, &mut self.made, &mut self.followed);
         mappings.read(|r| match r {
             Record::Mapping(m) => {
                 if m.ino == ino && m.prot & libc::PROT_WRITE as u32 != 0 {
@@ -276,8 +296,12 @@ impl<'a> Tracker<'a> {
                 if m.pid == main {
                     made.main.push((m.start, m.start + m.len));
                 }
+                if let Some(list) = followed.made.get_mut(&m.pid) {
+                    list.push(m);
+                }
             }
             Record::Lost => {
+                followed.lost += 1;
                 made.pages.add(0, all);
                 made.main.push((0, u64::MAX));
             }
@@ -363,40 +387,78 @@ impl<'a> Tracker<'a> {
         let mut before = std::mem::take(&mut self.users);
         for pid in proc::children(self.main)? {
             let old = before.remove(&pid);
-            let Ok(ran) = layout::ran(pid) else {
+            let Ok(ran) = users::ran(pid) else {
                 // It has ended: as below.
                 before.extend(old.map(|o| (pid, o)));
                 continue;
             };
-            if let Some(old) = &old
-                && old.ran == ran
-            {
-                self.users.insert(pid, old.clone());
-                continue;
-            }
-            let number = match &old {
-                Some(old) => Some(old.number),
-                None => user_number(pid, self.main),
+            let now = match old {
+                Some(old) if old.ran == ran => Some(old),
+                old => self.look_at_user(pid, ran, old, pages),
             };
-            for p in old.iter().flat_map(|o| &o.pieces) {
-                pages.add_piece(p);
-            }
-            let Some(number) = number else {
-                continue;
-            };
-            let Ok(pieces) = layout::pieces(pid, self.memory) else {
-                continue;
-            };
-            pieces.iter().for_each(|p| pages.add_piece(p));
-            let known = Known {
-                number,
-                ran,
-                pieces,
-            };
-            self.users.insert(pid, known);
+            self.users.extend(now.map(|known| (pid, known)));
         }
-        for gone in before.values() {
-            gone.pieces.iter().for_each(|p| pages.add_piece(p));
+        before.values().for_each(|gone| pages.add_user(gone));
+        let users = &self.users;
+        self.followed.made.retain(|pid, _| users.contains_key(pid));
+        Ok(())
+    }
+
+    /// A user process that has run, or is new.
+    fn look_at_user(
+        &mut self,
+        pid: i32,
+        ran: users::Ran,
+        old: Option<Known>,
+        pages: &mut Pages,
+    ) -> Option<Known> {
+        old.iter().for_each(|old| pages.add_user(old));
+        let now = match old.and_then(|old| self.follow(pid, old)) {
+            Some(known) => Known { ran, ..known },
+            None => self.read_user(pid)?,
+        };
+        pages.add_user(&now);
+        Some(now)
+    }
+
+    /// Brings what is known of a user process up to date, if that can be done without reading it all.
+    fn follow(&mut self, pid: i32, mut old: Known) -> Option<Known> {
+        self.note_made();
+        let lost = self.followed.lost;
+        let made = std::mem::take(self.followed.made.get_mut(&pid)?);
+        let now = Stamp::of(pid).ok()?;
+        // What was made meanwhile may be in the stamp already, or not.
+        self.note_made();
+        let quiet = lost == self.followed.lost && self.followed.made.get(&pid)?.is_empty();
+        (quiet && lost == old.lost && old.follow(made, now, self.memory)).then_some(old)
+    }
+
+    /// Reads all of a user process, and from then on has it followed.
+    fn read_user(&mut self, pid: i32) -> Option<Known> {
+        self.note_made();
+        let lost = self.followed.lost;
+        let recorded = self.mappings.is_some();
+        self.followed.made.insert(pid, Vec::new());
+        let before = Stamp::of(pid).ok()?;
+        let mut known = Known::read(pid, self.main, self.memory)?;
+        self.note_made();
+        let quiet = lost == self.followed.lost && self.followed.made.get(&pid)?.is_empty();
+        let same = Stamp::of(pid).is_ok_and(|after| before == after);
+        known.stamp = (recorded && quiet && same).then_some(before);
+        known.lost = lost;
+        Some(known)
+    }
+
+    /// Whether what is followed is what is there. All stand still.
+    #[cfg(debug_assertions)]
+    fn prove_users(&self) -> Result<(), Error> {
+        for (&pid, known) in &self.users {
+            let Ok(maps) = proc::maps(pid) else { continue };
+            let there = users::Space::new(&maps, self.memory);
+            if !there.pieces().eq(known.space.pieces()) {
+                let why = "its mappings were not followed: please report this";
+                return Err(Error::Foreign(pid, why.into()));
+            }
         }
         Ok(())
     }
