@@ -4,6 +4,7 @@ use super::ranges;
 use super::{Error, state};
 use crate::proc::{self, Map};
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 /// Something that cannot be captured.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -65,6 +66,22 @@ pub struct Planned {
     pub threads: usize,
     /// POSIX timers it has.
     pub timers: usize,
+}
+
+/// How long a process that was resumed is given until all its memory is there.
+const FILLED: Duration = Duration::from_secs(5);
+
+/// As [`plan`], but of processes that were resumed a moment ago it waits until their memory is there, for some seconds.
+pub fn plan_filled(root: i32, tree: bool) -> Result<(Vec<Planned>, Vec<Refusal>), Error> {
+    let begun = Instant::now();
+    loop {
+        let (planned, refusals) = plan(root, tree)?;
+        let only = !refusals.is_empty() && refusals.iter().all(|r| r.reason == ranges::PAGED);
+        if !only || begun.elapsed() > FILLED {
+            return Ok((planned, refusals));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Looks at a process, and with `tree` at all that descend from it.

@@ -45,6 +45,9 @@ pub fn treatment(map: &Map) -> Treatment {
     }
 }
 
+/// Why memory that somebody else fills or watches cannot be captured.
+pub const PAGED: &str = "its memory is under a userfaultfd already";
+
 /// Whether a mapping cannot be captured, judged by what it is of and its flags in smaps.
 #[must_use]
 pub fn refusal(pid: i32, map: &Map, flags: Option<&Vec<String>>) -> Option<Refusal> {
@@ -56,7 +59,7 @@ pub fn refusal(pid: i32, map: &Map, flags: Option<&Vec<String>>) -> Option<Refus
     };
     let (reason, remedy) = if has("um") || has("uw") || has("ui") {
         (
-            "its memory is under a userfaultfd already",
+            PAGED,
             "another snapshot of it is under way, or it pages itself",
         )
     } else if has("ss") {

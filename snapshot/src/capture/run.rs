@@ -16,7 +16,7 @@ use crate::target::journal::{self, Journal};
 use crate::target::{Driver, Stopped};
 use serde::Serialize;
 use std::cell::RefCell;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,6 +75,9 @@ pub struct Options {
     pub external: Vec<i32>,
     /// Stream sockets to the outside are closed at a resume instead of being refused.
     pub close_outside: bool,
+    /// Takes the silent TCP connections of a target that was killed ([`files::Held::from_sockets`]), and the directory of
+    /// the snapshot, to hold them until it is resumed. If nobody does, the host answers a peer that sends with a reset.
+    pub hold: Option<fn(Vec<OwnedFd>, &Path)>,
 }
 
 impl Options {
@@ -95,6 +98,7 @@ impl Options {
             stdio: true,
             external: Vec::new(),
             close_outside: false,
+            hold: None,
         }
     }
 }
@@ -168,7 +172,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         ..Report::default()
     };
     let objects = RefCell::new(Objects::default());
-    let (planned, mut refusals) = plan::plan(options.pid, options.tree)?;
+    let (planned, mut refusals) = plan::plan_filled(options.pid, options.tree)?;
     for p in &planned {
         for map in &p.maps {
             objects.borrow_mut().look_ahead(p.pid, map)?;
@@ -390,7 +394,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             t.foothold = None;
         }
     }
-    finish_target(options.after, kept, &targets, silenced)?;
+    finish_target(options, kept, &targets, silenced)?;
     for mut t in targets {
         t.tidy_up();
         t.journal.remove();
@@ -414,12 +418,12 @@ fn order(processes: &mut Vec<Process>) {
 
 /// Kills or leaves stopped what is to be.
 fn finish_target(
-    after: After,
+    options: &Options,
     kept: Vec<Stopped>,
     targets: &[Target],
     held: files::Held,
 ) -> Result<(), Error> {
-    let signal = match after {
+    let signal = match options.after {
         After::Runs => {
             held.release();
             return Ok(());
@@ -431,7 +435,7 @@ fn finish_target(
         let pid = nix::unistd::Pid::from_raw(t.planned.pid);
         nix::sys::signal::kill(pid, signal).map_err(|e| Error::Call(t.planned.pid, "kill", e))?;
     }
-    if after == After::Killed {
+    if options.after == After::Killed {
         // A traced thread stays a zombie until its tracer has seen its end, and its number is taken that long.
         // The first thread ends last.
         let goes_on = |tid: i32| {
@@ -447,7 +451,10 @@ fn finish_target(
         for t in targets {
             wait_until_gone(t);
         }
-        held.discard();
+        match options.hold {
+            Some(hold) if !held.is_empty() => hold(held.into_sockets(), &options.dir),
+            _ => held.discard(),
+        }
     } else {
         drop(kept);
         held.release();

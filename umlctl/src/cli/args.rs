@@ -78,6 +78,9 @@ pub enum Command {
     /// The process behind a VM
     #[command(hide = true)]
     Supervise(vm::Supervise),
+    /// The process that holds connections
+    #[command(hide = true)]
+    Hold(Hold),
     /// Put processes right that a killed umlctl has left in the middle of a snapshot
     Rescue(Rescue),
     /// Say what this machine has of what is needed, and what is lost without it
@@ -227,4 +230,17 @@ pub struct Rescue {
     /// The journals to watch
     #[arg(hide = true, requires = "watch")]
     pub journals: Vec<PathBuf>,
+}
+
+/// `umlctl hold`, which is not for people.
+#[derive(Debug, clap::Args)]
+pub struct Hold {
+    /// The snapshot's directory
+    pub dir: PathBuf,
+    /// The sockets
+    #[arg(long, value_delimiter = ',')]
+    pub sockets: Vec<i32>,
+    /// Where it is said that they are held
+    #[arg(long)]
+    pub report_fd: i32,
 }

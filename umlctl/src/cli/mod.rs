@@ -3,6 +3,7 @@
 pub mod args;
 mod doctor;
 mod fork;
+mod hold;
 mod inspect;
 mod rescue;
 mod resume;
@@ -95,6 +96,7 @@ fn run(cli: &Cli) -> Result<u8> {
         Command::Kill(a) => vm::end::kill(a, cli.json),
         Command::Rm(a) => vm::end::rm(a, cli.json),
         Command::Supervise(a) => vm::run::supervise(a),
+        Command::Hold(a) => hold::run(a),
         Command::Doctor => doctor::run(cli.json),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -29,6 +29,12 @@ pub fn run(a: &Resume, json: bool) -> Result<u8> {
         ..Options::default()
     };
     let single = if a.count == 1 {
+        let dir = std::path::absolute(&a.dir)?;
+        let let_go = || super::hold::let_go(&dir);
+        let options = Options {
+            before_connections: Some(&let_go),
+            ..options.clone()
+        };
         match resume(&manifest, &source, &options) {
             // The original runs still, or something else has its number.
             Err(Error::PidTaken(_)) => None,

@@ -25,6 +25,7 @@ pub fn run(a: &Snapshot, pid: i32, json: bool) -> Result<u8> {
         guardian: Some(std::env::current_exe().context("cannot find this program's own file")?),
         external: a.external.clone(),
         close_outside: a.close_outside,
+        hold: Some(super::hold::spawn),
         ..Options::new(pid, std::path::Path::new(&a.first))
     };
     let report = snapshot(&options)?;
