@@ -46,16 +46,17 @@ pub fn automatic(catalog: &Catalog, prefix: &str, now_us: i64) -> String {
 pub fn clock(us: i64) -> String {
     let t = timestamp(us);
     // The year may have more digits than four.
-    let (date, time) = t.split_once('T').unwrap_or((&t, ""));
-    let (year, day) = date.split_at(date.len().saturating_sub(4));
-    let part = |s: &str, at: usize| s.get(at..at + 2).unwrap_or_default().to_owned();
+    let at = t.find('T').unwrap_or(t.len());
+    let part = |from: usize, to: usize| t.get(from..to).unwrap_or_default();
+    let (month, day) = (at.saturating_sub(4), at.saturating_sub(2));
     format!(
-        "{year}-{}-{} {}:{}:{}Z",
-        part(day, 0),
-        part(day, 2),
-        part(time, 0),
-        part(time, 2),
-        part(time, 4)
+        "{}-{}-{} {}:{}:{}Z",
+        part(0, month),
+        part(month, day),
+        part(day, at),
+        part(at + 1, at + 3),
+        part(at + 3, at + 5),
+        part(at + 5, at + 7)
     )
 }
 

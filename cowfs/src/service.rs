@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use crate::control::{Answer, Failure, MountSpec, Request};
+use crate::control::{Answer, Failure, MountSpec, Reply, Request};
 use crate::fuse::{self, MountOptions};
 use crate::mount::{MountFs, What};
 use crate::names;
@@ -268,6 +268,17 @@ impl Service {
         live.filter(|m| m.checkpoint.is_none() && m.fs.name() == head)
             .map(|m| Arc::clone(&m.fs))
             .next()
+    }
+
+    /// Does what a request asks, for somebody at the other end of the control socket.
+    ///
+    /// # Errors
+    /// With the exit code that it means.
+    pub fn reply(self: &Arc<Self>, request: Request) -> Result<Reply, Failure> {
+        match request {
+            Request::List => Ok(Reply::Line(self.list_line()?)),
+            other => self.call(other).map(Reply::from),
+        }
     }
 
     /// Does what a request asks.

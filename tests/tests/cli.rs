@@ -109,6 +109,55 @@ fn a_list_is_aligned() {
 }
 
 #[test]
+fn a_list_is_the_same_with_and_without_a_daemon() {
+    let l = Live::new();
+    let (m, store) = (l.mnt(), l.store().display().to_string());
+    for i in 0..150 {
+        l.run(&["checkpoint", &m, &format!("c{i:03}")]);
+    }
+    let list = |of: &str| -> serde_json::Value {
+        let mut list = serde_json::from_str(&l.run(&["list", of, "--json"])).expect("JSON");
+        // Without a daemon nothing is mounted.
+        let heads: &mut serde_json::Value = &mut list;
+        heads["heads"][0]["mounted_at"].take();
+        list
+    };
+    // Each change is in the very next list, also in what depends on another checkpoint.
+    let first = list(&m);
+    assert_eq!(first["checkpoints"].as_array().map(Vec::len), Some(150));
+    assert_eq!(first["checkpoints"][100]["parent"], "c099");
+    l.run(&["rename", &m, "c099", "other"]);
+    assert_eq!(list(&m)["checkpoints"][100]["parent"], "other");
+    l.run(&["tag", &m, "c070", "why=\"no, [reason]\""]);
+    assert_eq!(
+        list(&m)["checkpoints"][70]["tags"]["why"],
+        "\"no, [reason]\""
+    );
+    l.run(&["pin", &m, "c070"]);
+    assert_eq!(list(&m)["checkpoints"][70]["pinned"], true);
+    l.run(&["rollback", &m, "c010"]);
+    let after = list(&m);
+    assert_eq!(after["checkpoints"][150]["origin"], "left_behind");
+    assert_eq!(after["heads"][0]["parent"], "c010");
+    l.run(&["delete", &m, "c020"]);
+    assert_eq!(list(&m)["checkpoints"][20]["parent"], "c019");
+    let at = l.beside("at").display().to_string();
+    l.run(&["mount", &store, &at, "--at", "c140"]);
+    let shown = list(&m);
+    let last = &shown["checkpoints"][139];
+    assert_eq!(
+        (&last["name"], &last["mounted_at"][0]),
+        (&"c140".into(), &at.as_str().into())
+    );
+    l.run(&["unmount", &at]);
+    let mounted = list(&m);
+    l.run(&["unmount", &m]);
+    assert_eq!(list(&store), mounted);
+    l.mount(&[]);
+    l.check();
+}
+
+#[test]
 fn doctor_touches_nothing() {
     let l = Live::new();
     let victim = l.beside("victim").join("file");

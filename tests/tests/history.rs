@@ -455,6 +455,168 @@ fn checkpoints_travel_whole_and_as_differences() {
     clean(&l.store());
 }
 
+/// Replaces files as a package's upgrade does: a new file, with a little of it changed, gets the old one's name.
+fn replace(dir: &Path) {
+    for (i, e) in fs::read_dir(dir).expect("there").flatten().enumerate() {
+        let mut bytes = fs::read(e.path()).expect("there");
+        match i % 3 {
+            0 => bytes[700_000..700_100].fill(9),
+            1 => drop(bytes.splice(300_000..300_000, *b"and a few bytes more")),
+            _ => {}
+        }
+        let new = dir.join("new");
+        fs::write(&new, bytes).expect("room");
+        fs::rename(new, e.path()).expect("there");
+    }
+}
+
+#[test]
+fn what_replaced_files_have_of_the_base_is_not_sent_again() {
+    let l = Live::new();
+    let m = l.mnt();
+    let mut rng = Rng(14);
+    fs::create_dir_all(l.at("d/e")).expect("room");
+    for i in 0..12 {
+        let len = 1_000_000 + rng.below(500_000) as usize;
+        fs::write(l.at(&format!("d/e/f{i}")), noise(&mut rng, len)).expect("room");
+    }
+    fs::write(l.at("place"), noise(&mut rng, 2 << 20)).expect("room");
+    l.run(&["checkpoint", &m, "one"]);
+    replace(&l.at("d/e"));
+    // Written anew where it is, with as little of it changed.
+    let mut bytes = fs::read(l.at("place")).expect("there");
+    bytes[1 << 20] ^= 1;
+    fs::write(l.at("place"), bytes).expect("room");
+    l.run(&["checkpoint", &m, "two"]);
+    // And a directory that is replaced whole, with what is in it.
+    fs::create_dir(l.at("new")).expect("room");
+    for e in fs::read_dir(l.at("d/e")).expect("there").flatten() {
+        fs::copy(e.path(), l.at("new").join(e.file_name())).expect("room");
+    }
+    fs::rename(l.at("d/e"), l.at("d/old")).expect("there");
+    fs::rename(l.at("new"), l.at("d/e")).expect("there");
+    fs::remove_dir_all(l.at("d/old")).expect("there");
+    l.run(&["checkpoint", &m, "three"]);
+    let want = tree(&l.at(""));
+    let file = |name: &str| l.beside("files").join(name).display().to_string();
+    let size = |name: &str| fs::metadata(file(name)).expect("there").len();
+    l.run(&["send", &m, "one", "--to", &file("a")]);
+    l.run(&["send", &m, "two", "--from", "one", "--to", &file("b")]);
+    l.run(&["send", &m, "three", "--from", "two", "--to", &file("c")]);
+    // Nine files of which a chunk or two differ, of 128 KiB at most.
+    assert!(size("b") < 9 * 2 * (128 << 10), "{}", size("b"));
+    assert!(size("c") < 64 << 10, "{}", size("c"));
+    let bytes = fs::read(file("b")).expect("there");
+    assert_eq!((bytes[7], fs::read(file("a")).expect("there")[7]), (2, 1));
+    // Packed or not, on either side.
+    l.run(&["pack", &m, "--checkpoint", "one"]);
+    l.run(&["send", &m, "two", "--from", "one", "--to", &file("packed")]);
+    assert!(size("packed") < 9 * 2 * (128 << 10), "{}", size("packed"));
+    for second in ["b", "packed"] {
+        let store = other(&l, second);
+        let t = store.display().to_string();
+        ok(&["receive", &t, "--from", &file("a")]);
+        ok(&["receive", &t, "--from", &file(second)]);
+        ok(&["receive", &t, "--from", &file("c")]);
+        assert_eq!(shown(&l, &store, "three"), want);
+        clean(&store);
+    }
+    // By a store of objects that has nothing of the base.
+    let url = format!("file://{}", l.beside("objects").display());
+    l.run(&["send", &m, "two", "--from", "one", "--to", &url]);
+    let store = other(&l, "u");
+    let u = store.display().to_string();
+    ok(&["receive", &u, "--from", &file("a")]);
+    ok(&["receive", &u, "--from", &url]);
+    clean(&store);
+    // A base that is not what it was: a clear error, and nothing is seen of it.
+    let store = other(&l, "bad");
+    let t = store.display().to_string();
+    ok(&["receive", &t, "--from", &file("a")]);
+    damage(&store.join("packs"));
+    let out = cowfs(&["receive", &t, "--from", &file("b")]);
+    assert_eq!(out.status.code(), Some(1));
+    let says = text(&out);
+    assert!(says.contains("checkpoint one"), "{says}");
+    assert!(says.contains("send without --from"), "{says}");
+    let names = ok(&["list", &t, "--no-headers", "-o", "name"]);
+    assert_eq!(names, "main\none\n");
+    l.check();
+}
+
+/// A stream may name any place of its base.
+#[test]
+fn chunks_of_a_base_that_are_not_there_are_refused() {
+    use cowfs::history::stream::{Item, Reader, Record, VERSION, Writer};
+    let from = small();
+    let mut d = Driver::new(&from, "main");
+    let f = d.create(1, "another").expect("room");
+    d.write(f, 0, &noise(&mut Rng(3), 50_000)).expect("room");
+    d.forget_all(&[]);
+    checkpoint(&from, "two");
+    let options = |base| SendOptions {
+        checkpoint: 2,
+        base,
+        resume: None,
+        level: 1,
+        have: Default::default(),
+    };
+    let mut difference = Vec::new();
+    send(&from, options(Some(1)), &mut difference).expect("it is sent");
+    let mut whole = Vec::new();
+    send(&from, options(None), &mut whole).expect("it is sent");
+    let change = |stream: &[u8], item: &Item| {
+        let mut out = Vec::new();
+        let mut r = Reader::new(stream).expect("a stream");
+        let mut w = Writer::of_version(&mut out, VERSION).expect("memory");
+        let mut count = 0;
+        loop {
+            match r.read().expect("whole") {
+                Record::Items(mut items, at) => {
+                    items.push(item.clone());
+                    count += items.len() as u64;
+                    w.write(&Record::Items(items, at)).expect("memory");
+                }
+                Record::End(_, chunks) => {
+                    w.write(&Record::End(count, chunks)).expect("memory");
+                    return out;
+                }
+                record => w.write(&record).expect("memory"),
+            }
+        }
+    };
+    let some = |ino, at, len| Item::Base(ino, at, len, [7; 32]);
+    for (n, item) in [
+        some(3, 0, 5),
+        some(3, 1 << 40, 1 << 20),
+        some(3, u64::MAX, 9),
+        some(u64::MAX, 0, 9),
+        some(0, 0, 9),
+        some(1, 0, 1),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let to = empty();
+        receive(&to, &stream_of(&from)[..], None).expect("the base");
+        let e = receive(&to, &change(&difference, item)[..], None)
+            .expect_err("no such bytes")
+            .to_string();
+        assert!(e.contains("from checkpoint one"), "{n}: {e}");
+        let e = receive(&to, &change(&whole, item)[..], None)
+            .expect_err("no base")
+            .to_string();
+        assert!(e.contains("base"), "{n}: {e}");
+        assert_eq!(to.catalog().expect("it works").checkpoints.len(), 1, "{n}");
+        to.gc().expect("a collection");
+        check(&to);
+    }
+    let to = empty();
+    receive(&to, &stream_of(&from)[..], None).expect("the base");
+    receive(&to, &difference[..], None).expect("unchanged");
+    check(&to);
+}
+
 #[test]
 fn a_broken_stream_is_resumed_and_never_seen_in_part() {
     let l = Live::new();

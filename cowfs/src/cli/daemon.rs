@@ -133,7 +133,7 @@ fn open(store: &Path) -> Result<(Arc<Service>, Arc<Pending>), Failure> {
         .map_err(|e| Failure::new(format!("signals: {e}")))?;
     let service = Service::open(store)?;
     let asked = Arc::clone(&service);
-    let pending = control::listen(store, Arc::new(move |r| asked.call(r)))
+    let pending = control::listen(store, Arc::new(move |r| asked.reply(r)))
         .map_err(|e| Failure::new(format!("the control socket: {e}")))?;
     let told = Arc::clone(&service);
     std::thread::Builder::new()

@@ -1,10 +1,13 @@
 //! Printing: names and data on stdout, everything else on stderr.
 
+use std::fmt::Write;
+
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{Cli, Command};
 use super::history::Found;
-use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, SCHEMA};
+use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, Listing, SCHEMA};
 use crate::names::clock;
 use crate::store::{CheckReport, Origin};
 
@@ -35,7 +38,14 @@ pub(super) fn json(mut value: Value) {
         o.remove("answer");
         o.insert("schema".into(), SCHEMA.into());
     }
-    println!("{value}");
+    line(&value);
+}
+
+/// Prints a value as one line, in one go: printed piece by piece a long one would be a hundred writes.
+fn line(value: &impl Serialize) {
+    let mut text = serde_json::to_string(value).unwrap_or_default();
+    text.push('\n');
+    print!("{text}");
 }
 
 /// A duration for people.
@@ -69,16 +79,18 @@ pub(super) fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
             *w = (*w).max(cell.chars().count());
         }
     }
-    let line = |cells: &[String]| {
-        let mut out = String::new();
+    // Printed in one go: a write for each row would take longer than all else.
+    let mut text = String::new();
+    let mut line = |cells: &[String]| {
         for (i, (cell, w)) in cells.iter().zip(&width).enumerate() {
             if i > 0 {
-                out.push_str("  ");
+                text.push_str("  ");
             }
-            out.push_str(cell);
-            out.extend(std::iter::repeat_n(' ', w - cell.chars().count().min(*w)));
+            text.push_str(cell);
+            text.extend(std::iter::repeat_n(' ', w - cell.chars().count().min(*w)));
         }
-        println!("{}", out.trim_end());
+        text.truncate(text.trim_end_matches(' ').len());
+        text.push('\n');
     };
     if let Some(h) = headers {
         line(&h.iter().map(|s| s.to_uppercase()).collect::<Vec<_>>());
@@ -86,12 +98,21 @@ pub(super) fn table(headers: Option<&[&str]>, rows: &[Vec<String>]) {
     for r in rows {
         line(r);
     }
+    print!("{text}");
 }
 
 /// Prints what a command was answered.
 pub(super) fn answer(cli: &Cli, a: &Answer) {
     if cli.json {
         match a {
+            Answer::List(l) => {
+                let (heads, checkpoints) = l.whole();
+                line(&Listed {
+                    heads: &heads,
+                    checkpoints: &checkpoints,
+                    schema: SCHEMA,
+                });
+            }
             Answer::Done => json(json!({"ok": true})),
             a => json(serde_json::to_value(a).unwrap_or_default()),
         }
@@ -127,8 +148,9 @@ pub(super) fn answer(cli: &Cli, a: &Answer) {
                 println!("{s}");
             }
         }
-        Answer::List { heads, checkpoints } => list(cli, heads, checkpoints),
+        Answer::List(l) => list(cli, l),
         Answer::Diff { entries } => {
+            let mut text = String::new();
             for e in entries {
                 let c = match e.change {
                     DiffKind::Added => '+',
@@ -136,8 +158,9 @@ pub(super) fn answer(cli: &Cli, a: &Answer) {
                     DiffKind::Modified => 'M',
                     DiffKind::Attributes => 'a',
                 };
-                println!("{c} {}", e.path);
+                let _ = writeln!(text, "{c} {}", e.path);
             }
+            print!("{text}");
         }
         Answer::Restored {
             paths,
@@ -191,7 +214,16 @@ pub(super) fn answer(cli: &Cli, a: &Answer) {
     }
 }
 
-fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
+/// A list under `--json`.
+#[derive(Serialize)]
+struct Listed<'a> {
+    heads: &'a [HeadInfo],
+    checkpoints: &'a [CheckpointInfo],
+    schema: u32,
+}
+
+fn list(cli: &Cli, listing: &Listing) {
+    let (heads, checkpoints) = listing.whole();
     let Command::List {
         no_headers, output, ..
     } = &cli.command
@@ -205,7 +237,7 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
         output.iter().map(String::as_str).collect()
     };
     let mut rows = Vec::new();
-    for h in heads {
+    for h in &heads {
         rows.push(
             columns
                 .iter()
@@ -224,7 +256,7 @@ fn list(cli: &Cli, heads: &[HeadInfo], checkpoints: &[CheckpointInfo]) {
                 .collect(),
         );
     }
-    for k in checkpoints {
+    for k in &checkpoints {
         let tags: Vec<String> = k.tags.iter().map(|(k, v)| format!("{k}={v}")).collect();
         rows.push(
             columns

@@ -6,6 +6,9 @@ use std::path::Path;
 
 use super::{Answer, Failure, Request, SOCKET};
 
+/// What the answer to `list` begins with.
+const LIST: &str = "{\"answer\":\"list\",";
+
 /// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {
@@ -54,7 +57,13 @@ impl Client {
                 "the daemon went away without an answer; see logs/daemon.log in the store",
             ));
         }
-        match serde_json::from_str(&answer) {
+        // A list may be long; read as one kind of answer among others it would be copied piece by piece first.
+        let read = if answer.starts_with(LIST) {
+            serde_json::from_str(&answer).map(Answer::List)
+        } else {
+            serde_json::from_str(&answer)
+        };
+        match read {
             Ok(Answer::Error(f)) => Err(f),
             Ok(a) => Ok(a),
             Err(e) => Err(Failure::new(format!(

@@ -1,13 +1,15 @@
-//! What is asked and answered. The JSON of the answers is what `--json` prints.
+//! What is asked and answered. The JSON of the answers is what `--json` prints, but for lists, whose rows are short on
+//! their way.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Listing;
 use crate::history::prune::{Rules, Verdict};
 use crate::store::packs::PackReport;
-use crate::store::{GcReport, Origin, Stats, StoreError};
+use crate::store::{GcReport, Stats, StoreError};
 
 /// Version of the protocol and of the JSON that commands print.
 pub const SCHEMA: u32 = 1;
@@ -119,31 +121,6 @@ pub enum Request {
     },
 }
 
-/// A head as listed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "as in the catalog")]
-pub struct HeadInfo {
-    pub name: String,
-    pub parent: Option<String>,
-    pub created_us: i64,
-    pub mounted_at: Option<PathBuf>,
-}
-
-/// A checkpoint as listed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "as in the catalog")]
-pub struct CheckpointInfo {
-    pub id: u64,
-    pub name: String,
-    pub head: String,
-    pub parent: Option<String>,
-    pub created_us: i64,
-    pub tags: BTreeMap<String, String>,
-    pub pinned: bool,
-    pub origin: Origin,
-    pub mounted_at: Vec<PathBuf>,
-}
-
 /// One difference between two trees.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct DiffEntry {
@@ -198,10 +175,7 @@ pub enum Answer {
     Plan {
         steps: Vec<String>,
     },
-    List {
-        heads: Vec<HeadInfo>,
-        checkpoints: Vec<CheckpointInfo>,
-    },
+    List(Listing),
     Diff {
         entries: Vec<DiffEntry>,
     },
@@ -250,6 +224,21 @@ pub enum Answer {
     },
     Done,
     Error(Failure),
+}
+
+/// An answer as it goes out.
+#[derive(Debug)]
+pub enum Reply {
+    /// To be written as JSON.
+    Answer(Box<Answer>),
+    /// JSON already, one line without its end.
+    Line(Vec<u8>),
+}
+
+impl From<Answer> for Reply {
+    fn from(a: Answer) -> Self {
+        Reply::Answer(Box::new(a))
+    }
 }
 
 impl Answer {

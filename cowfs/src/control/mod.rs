@@ -1,10 +1,12 @@
 //! The daemon's control socket: one JSON request a line, one JSON answer a line.
 
 mod client;
+mod listing;
 mod message;
 mod server;
 
 pub use client::Client;
+pub use listing::{CheckpointInfo, HeadInfo, Listing, Shown};
 pub use message::*;
 pub use server::{Pending, listen};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use super::{Answer, Failure, REQUEST_MAX, Request, SOCKET};
+use super::{Answer, Failure, REQUEST_MAX, Reply, Request, SOCKET};
 
 /// Requests that are being answered.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Drop for Counted<'_> {
 /// What the host says.
 pub fn listen(
     store: &Path,
-    f: Arc<dyn Fn(Request) -> Result<Answer, Failure> + Send + Sync>,
+    f: Arc<dyn Fn(Request) -> Result<Reply, Failure> + Send + Sync>,
 ) -> std::io::Result<Arc<Pending>> {
     let pending = Arc::new(Pending::default());
     let count = Arc::clone(&pending);
@@ -104,7 +104,7 @@ pub fn listen(
 
 fn serve(
     stream: UnixStream,
-    f: &(dyn Fn(Request) -> Result<Answer, Failure> + Send + Sync),
+    f: &(dyn Fn(Request) -> Result<Reply, Failure> + Send + Sync),
     pending: &Pending,
 ) -> std::io::Result<()> {
     let peer = getsockopt(&stream, PeerCredentials)?;
@@ -138,7 +138,11 @@ fn serve(
             }
         };
         let fatal = line.last() != Some(&b'\n');
-        let mut answer = serde_json::to_vec(&result.unwrap_or_else(Answer::Error))?;
+        let mut answer = match result {
+            Ok(Reply::Line(line)) => line,
+            Ok(Reply::Answer(a)) => serde_json::to_vec(&a)?,
+            Err(f) => serde_json::to_vec(&Answer::Error(f))?,
+        };
         answer.push(b'\n');
         out.write_all(&answer)?;
         if fatal {

@@ -25,7 +25,8 @@ pub struct Entry {
     pub name: Vec<u8>,
 }
 
-fn decode(v: &[u8]) -> Option<Target> {
+/// Reads the value of an entry; nothing if it makes no sense.
+pub(crate) fn decode(v: &[u8]) -> Option<Target> {
     let (ino, rest) = v.split_first_chunk::<8>()?;
     let ino = u64::from_le_bytes(*ino);
     match rest {

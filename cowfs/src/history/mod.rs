@@ -1,5 +1,6 @@
 //! What keeps a long history useful: rules for pruning, streams between stores, stores of objects.
 
+mod base;
 pub mod prune;
 mod receive;
 pub mod remote;

@@ -8,7 +8,8 @@ use std::io::Read;
 
 use serde::{Deserialize, Serialize};
 
-use super::send::{TransferError, source_of};
+use super::base::{self, QuietKv};
+use super::send::{Pinned, TransferError, pin, source_of};
 use super::stream::{Begin, Item, Reached, Reader, Record, StreamError};
 use crate::fs::{self, Extent, INO_END, Inode, Kv, data, key};
 use crate::names;
@@ -95,6 +96,8 @@ pub fn receive<R: Read>(
 
 struct Receiver<'a> {
     store: &'a Store,
+    /// The base, and its name here.
+    base: Option<(Pinned<'a>, String)>,
     begin: Begin,
     name: String,
     hidden: String,
@@ -149,8 +152,10 @@ impl<'a> Receiver<'a> {
             },
         };
         let hidden = hidden_name(&begin.source);
+        let pinned = base.map(|id| pin(store, id)).transpose()?;
         let mut r = Self {
             store,
+            base: pinned.map(|(tree, c)| (tree, c.name)),
             reached: (0, 0),
             name,
             hidden,
@@ -256,6 +261,12 @@ impl<'a> Receiver<'a> {
                 }
                 Record::Items(items, at) => {
                     items_seen += items.len() as u64;
+                    // What is taken from the base is as much work as what came.
+                    for i in &items {
+                        if let Item::Base(_, _, len, _) = i {
+                            self.waiting += *len as usize;
+                        }
+                    }
                     waiting.extend(items);
                     reached = at;
                     if self.waiting >= SLICE / 4 || waiting.len() > 20_000 {
@@ -303,6 +314,20 @@ impl<'a> Receiver<'a> {
                 }
             }
             (chunks, bytes) = (w.new_chunks, w.new_bytes);
+            for i in &items {
+                let Item::Base(ino, at, len, name) = i else {
+                    continue;
+                };
+                // Read also if the index has it: the difference is no better than what it is to.
+                match self.of_base((*ino, *at, *len), name) {
+                    Ok(bytes) if !w.has(name)? => w.put_new(*name, &bytes)?,
+                    Ok(_) => {}
+                    Err(e) => {
+                        wrong = Some(e);
+                        return Ok(());
+                    }
+                }
+            }
             // So that the chunks of this slice are found.
             w.finish()?;
             let mut placed: Vec<(u64, u64, Extent)> = Vec::new();
@@ -350,6 +375,26 @@ impl<'a> Receiver<'a> {
         // The place reached must not be ahead of what is durable.
         store.sync()?;
         Ok(())
+    }
+
+    /// A chunk that the stream says is in a file of the base.
+    fn of_base(&self, at: (u64, u64, u32), name: &Name) -> Result<Vec<u8>, TransferError> {
+        let Some((tree, called)) = &self.base else {
+            return Err(damaged("it takes a chunk from a base, but has none"));
+        };
+        let found = base::chunk(self.store, tree.1, at, name);
+        let why = match found {
+            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(None) => String::new(),
+            Err(StoreError::Corrupt { file, what }) => format!(" ({file}: {what})"),
+            Err(e) => return Err(e.into()),
+        };
+        Err(StoreError::Refused(format!(
+            "the stream takes {} bytes at {} of inode {} from checkpoint {called}, which does not have them here{why}; 'cowfs check \
+             --data --repair' may help, or send without --from",
+            at.2, at.1, at.0
+        ))
+        .into())
     }
 
     /// Gives chunks a place in a logical segment, where nothing is ever written; nothing if one is missing.
@@ -422,6 +467,8 @@ impl<'a> Receiver<'a> {
                     check_range(*ino, to)?;
                     while data::unmap(&mut t, *ino, *at, to, 1024).map_err(err)?.1 {}
                 }
+                // Its chunk is in a pack by now.
+                Item::Base(..) => {}
                 Item::Map(ino, at, _) => {
                     let Some((_, _, e)) = placed.next() else {
                         return Err(damaged("a range makes no sense"));
@@ -527,55 +574,4 @@ fn check_record(k: &[u8], v: Option<&[u8]>) -> Result<(), TransferError> {
         _ => false,
     };
     if good && fits { Ok(()) } else { Err(bad()) }
-}
-
-/// A fixed tree as key-value pairs, read without holding the store's lock.
-struct QuietKv<'a> {
-    store: &'a Store,
-    root: crate::tree::PageId,
-}
-
-impl Kv for QuietKv<'_> {
-    fn get(&mut self, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool, fs::FsError> {
-        let got = crate::tree::get(&mut self.store.quiet(), self.root, key, |v| f(v));
-        Ok(got?.is_some())
-    }
-
-    fn put(&mut self, _: &[u8], _: &[u8]) -> Result<(), fs::FsError> {
-        fs::fail(libc::EROFS)
-    }
-
-    fn del(&mut self, _: &[u8]) -> Result<bool, fs::FsError> {
-        fs::fail(libc::EROFS)
-    }
-
-    fn scan(&mut self, from: &[u8], to: &[u8], f: &mut fs::OnEntry<'_>) -> Result<(), fs::FsError> {
-        let mut quiet = self.store.quiet();
-        Ok(crate::tree::scan(&mut quiet, self.root, from, Some(to), f)?)
-    }
-
-    fn last_before(
-        &mut self,
-        from: &[u8],
-        before: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, fs::FsError> {
-        let mut quiet = self.store.quiet();
-        Ok(crate::tree::last_before(
-            &mut quiet, self.root, from, before,
-        )?)
-    }
-
-    fn alloc_ino(&mut self) -> u64 {
-        0
-    }
-
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    fn hash_key(&self) -> [u8; 16] {
-        self.store.hash_key()
-    }
-
-    fn drop_extent(&mut self, _: &Extent) {}
 }

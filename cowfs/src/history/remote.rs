@@ -289,7 +289,7 @@ impl Remote {
         let mut stream = stream::Reader::new(from)?;
         let io = |doing| move |source| StreamError::Io { doing, source };
         let packed = zstd::Encoder::new(spool, 9).map_err(io("compressing"))?;
-        let mut manifest = stream::Writer::new(packed)?;
+        let mut manifest = stream::Writer::of_version(packed, stream.version)?;
         let mut index: Vec<u8> = Vec::new();
         let mut waiting: Vec<(String, Vec<u8>)> = Vec::new();
         let mut bytes = 0;
@@ -375,7 +375,7 @@ impl Remote {
         let body = self.get(&key)?;
         let manifest = zstd::Decoder::new(&body[..]).map_err(|_| RemoteError::Damaged(key))?;
         let mut manifest = stream::Reader::new(manifest)?;
-        let mut out = stream::Writer::new(to)?;
+        let mut out = stream::Writer::of_version(to, manifest.version)?;
         // Chunks that the other side has, or was passed.
         let mut have = have;
         let mut reached = (0, 0);
@@ -394,6 +394,9 @@ impl Remote {
                                     passed += self.pass(name, &mut have, &mut out)?;
                                 }
                             }
+                        }
+                        if let Item::Base(_, _, _, name) = &item {
+                            have.insert(*name);
                         }
                         batch.push(item);
                         if passed > PASSED {

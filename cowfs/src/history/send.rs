@@ -1,10 +1,11 @@
 //! Makes a stream of a checkpoint.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::ops::ControlFlow;
 
-use super::stream::{Begin, Item, Reached, Record, StreamError, Writer};
+use super::base::Replaced;
+use super::stream::{self, Begin, Item, Reached, Record, StreamError, Writer};
 use crate::fs::{Extent, key};
 use crate::store::packs::frame::Builder;
 use crate::store::packs::records::{Name, name_of};
@@ -21,6 +22,8 @@ const ITEMS_BYTES: usize = 256 << 10;
 const RANGE_CHUNKS: usize = 256;
 /// Bytes read at once.
 const READ: usize = 1 << 20;
+/// To find what of a file the base has, so many bytes of it are read for each byte of the new one, and these at least.
+const LEARN: (u64, u64) = (4, 1 << 20);
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -68,7 +71,7 @@ pub(super) fn source_of(store: &Store, c: &Checkpoint) -> Source {
 }
 
 /// Keeps a tree for as long as it is sent.
-struct Pinned<'a>(&'a Store, PageId);
+pub(super) struct Pinned<'a>(&'a Store, pub PageId);
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
@@ -76,7 +79,7 @@ impl Drop for Pinned<'_> {
     }
 }
 
-fn pin(store: &Store, id: u64) -> Result<(Pinned<'_>, Checkpoint), StoreError> {
+pub(super) fn pin(store: &Store, id: u64) -> Result<(Pinned<'_>, Checkpoint), StoreError> {
     let (root, c) = store.pin_found(|c| match c.checkpoints.get(&id) {
         Some(k) => Ok((k.root, k.clone())),
         None => Err(StoreError::NotFound("the checkpoint was deleted".into())),
@@ -93,7 +96,12 @@ pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, Tran
     let base = o.base.map(|b| pin(store, b)).transpose()?;
     let mut s = Sender {
         store,
-        out: Writer::new(to)?,
+        out: match base {
+            Some(_) => Writer::of_version(to, stream::VERSION)?,
+            None => Writer::new(to)?,
+        },
+        replaced: base.as_ref().map(|(b, _)| Replaced::new(store, b.1)),
+        old: Old::default(),
         level: o.level,
         have: o.have,
         sent: HashSet::new(),
@@ -142,8 +150,20 @@ pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, Tran
     Ok(s.report)
 }
 
+/// What the base has of the file at hand: nothing of it is looked at before a chunk is to be sent.
+#[derive(Default)]
+struct Old {
+    /// Bytes of the file that are to be sent, and what it had at their places; nothing once it was looked at.
+    ahead: Option<(u64, Vec<(u64, Extent)>)>,
+    /// Inode, offset and length of chunks.
+    chunks: HashMap<Name, (u64, u64, u32)>,
+}
+
 struct Sender<'a, W> {
     store: &'a Store,
+    /// Only of a difference.
+    replaced: Option<Replaced<'a>>,
+    old: Old,
     out: Writer<W>,
     level: i32,
     have: HashSet<Name>,
@@ -172,6 +192,13 @@ impl<W: Write> Sender<'_, W> {
         if ino != self.ino {
             self.end_inode()?;
             self.ino = ino;
+        }
+        if kind == key::DIRENT
+            && let Some(replaced) = &mut self.replaced
+            && let Some(new) = new
+        {
+            let name = key::dirent_parts(k).ok_or_else(bad)?.1;
+            replaced.note(ino, name, old, new)?;
         }
         if ino < self.skip.0 {
             return Ok(());
@@ -221,6 +248,7 @@ impl<W: Write> Sender<'_, W> {
             Item::Delete(k) => k.len() + 8,
             Item::DeleteName(_, n) => n.len() + 16,
             Item::Unmap(..) => 32,
+            Item::Base(..) => 56,
         };
         self.count += 1;
         self.items.push(item);
@@ -255,6 +283,13 @@ impl<W: Write> Sender<'_, W> {
         };
         let gone = ranges::split(&of(&unmap), &same).0;
         let come = ranges::split(&of(&map), &same).0;
+        self.old = Old {
+            ahead: self.replaced.is_some().then(|| {
+                let bytes = come.iter().map(|(from, to)| to - from).sum();
+                (bytes, parts(&unmap, &gone))
+            }),
+            ..Old::default()
+        };
         if !self.is_begun(ino) {
             for (from, to) in gone {
                 self.push(Item::Unmap(ino, from, to - from));
@@ -264,21 +299,8 @@ impl<W: Write> Sender<'_, W> {
             }
         }
         let begin = if self.is_begun(ino) { self.skip.1 } else { 0 };
-        let mut map = map.into_iter().peekable();
-        for (from, to) in come {
-            // The extent that the range is a part of.
-            while map
-                .next_if(|(at, e)| at + u64::from(e.len) <= from)
-                .is_some()
-            {}
-            let Some((at, e)) = map.peek().copied() else {
-                break;
-            };
-            let part = Extent {
-                off: e.off + (from - at),
-                len: u32::try_from(to - from).unwrap_or(e.len),
-                ..e
-            };
+        for (from, part) in parts(&map, &come) {
+            let to = from + u64::from(part.len);
             let done = begin.saturating_sub(from).min(to - from);
             if done < to - from {
                 self.send_range(ino, from, &part, done)?;
@@ -314,7 +336,7 @@ impl<W: Write> Sender<'_, W> {
             while left > 0 {
                 let (n, name) = match known.take() {
                     Some(name) => {
-                        if self.is_new(&name) {
+                        if self.is_to_be_sent(&name, len)? {
                             buf.resize(usize::try_from(len).unwrap_or(0), 0);
                             self.read(place(skip), &mut buf)?;
                             if name_of(&buf) != name {
@@ -333,7 +355,7 @@ impl<W: Write> Sender<'_, W> {
                         }
                         let n = chunker::cut(&buf[..buf.len().min(chunker::MAX)]);
                         let name = name_of(&buf[..n]);
-                        if self.is_new(&name) {
+                        if self.is_to_be_sent(&name, n as u64)? {
                             let bytes: Vec<u8> = buf[..n].to_vec();
                             self.add(name, &bytes);
                         }
@@ -380,19 +402,100 @@ impl<W: Write> Sender<'_, W> {
         )
     }
 
-    /// True if a chunk has to be sent.
-    fn is_new(&self, name: &Name) -> bool {
-        !self.have.contains(name) && !self.sent.contains(name)
+    /// True if a chunk has to be sent. If the base has it, says where.
+    fn is_to_be_sent(&mut self, name: &Name, len: u64) -> Result<bool, TransferError> {
+        if self.have.contains(name) || self.sent.contains(name) {
+            return Ok(false);
+        }
+        if let Some((bytes, gone)) = self.old.ahead.take() {
+            self.learn(bytes, gone)?;
+        }
+        match self.old.chunks.get(name).copied() {
+            Some((ino, at, n)) if u64::from(n) == len => {
+                self.push(Item::Base(ino, at, n, *name));
+                self.remember(*name);
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
     }
 
-    fn add(&mut self, name: Name, bytes: &[u8]) {
+    /// Finds the chunks of what was at the places of the file at hand, or else of the file that had its name.
+    fn learn(&mut self, bytes: u64, gone: Vec<(u64, Extent)>) -> Result<(), TransferError> {
+        let mut left = bytes.saturating_mul(LEARN.0).max(LEARN.1);
+        let (ino, old) = match &mut self.replaced {
+            Some(r) if gone.is_empty() => r.extents(self.ino, left)?,
+            _ => (self.ino, gone),
+        };
+        for (at, e) in old {
+            let place = |skip: u64| Place {
+                segment: e.seg,
+                offset: e.off + skip,
+            };
+            for (skip, len, name) in self.store.named(place(0), u64::from(e.len))? {
+                if let Some(name) = name {
+                    let n = u32::try_from(len).unwrap_or(u32::MAX);
+                    self.old.chunks.insert(name, (ino, at + skip, n));
+                    continue;
+                }
+                let (mut done, mut buf) = (0, Vec::new());
+                while done < len && left > 0 {
+                    if buf.len() < chunker::MAX && (buf.len() as u64) < len - done {
+                        let have = buf.len();
+                        buf.resize(usize::try_from(len - done).unwrap_or(READ).min(READ), 0);
+                        let from = place(skip + done + have as u64);
+                        // What cannot be read does not help; it is not what is sent.
+                        if self.read(from, &mut buf[have..]).is_err() {
+                            return Ok(());
+                        }
+                    }
+                    let n = chunker::cut(&buf[..buf.len().min(chunker::MAX)]);
+                    let short = u32::try_from(n).unwrap_or(u32::MAX);
+                    let name = name_of(&buf[..n]);
+                    self.old.chunks.insert(name, (ino, at + skip + done, short));
+                    buf.drain(..n);
+                    done += n as u64;
+                    left = left.saturating_sub(n as u64);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, name: Name) {
         if self.sent.len() < SENT_MAX {
             self.sent.insert(name);
         }
+    }
+
+    fn add(&mut self, name: Name, bytes: &[u8]) {
+        self.remember(name);
         self.frame.add(name, bytes);
         self.report.chunks += 1;
         self.report.chunk_bytes += bytes.len() as u64;
     }
+}
+
+/// The parts of extents that are in these ranges; both lists are in order, and every range is in one extent.
+fn parts(all: &[(u64, Extent)], ranges: &[(u64, u64)]) -> Vec<(u64, Extent)> {
+    let mut all = all.iter().copied().peekable();
+    let mut out = Vec::new();
+    for &(from, to) in ranges {
+        while all
+            .next_if(|(at, e)| at + u64::from(e.len) <= from)
+            .is_some()
+        {}
+        let Some((at, e)) = all.peek().copied() else {
+            break;
+        };
+        let part = Extent {
+            off: e.off + (from - at),
+            len: u32::try_from(to - from).unwrap_or(e.len),
+            ..e
+        };
+        out.push((from, part));
+    }
+    out
 }
 
 /// Ranges of a file that both sides map to the same place; both lists are in order.

@@ -1,6 +1,7 @@
 //! The stream that carries a checkpoint from one store to another. Integers are little-endian.
 //!
-//! It begins with the magic `CWSTRM\0\1`; the last byte is the version. Records follow:
+//! It begins with the magic `CWSTRM\0` and a version, 1 or 2. Only a difference is of version 2, which knows one item more.
+//! Records follow:
 //!
 //! | size | field |
 //! |---|---|
@@ -27,8 +28,10 @@ use crate::store::Source;
 use crate::store::packs::records::{CHUNK_MAX, Name};
 
 const MAGIC: &[u8; 7] = b"CWSTRM\0";
-/// Version that this build writes, and the newest that it reads.
-pub const VERSION: u8 = 1;
+/// The newest version that this build reads and writes.
+pub const VERSION: u8 = 2;
+/// Version of what needs nothing newer.
+pub const PLAIN: u8 = 1;
 /// Bytes of a record's body at most.
 pub const BODY_MAX: usize = 4 << 20;
 
@@ -97,6 +100,8 @@ pub enum Item {
     Unmap(u64, u64, u64),
     /// A range of a file gets contents: inode, offset, chunks one behind the other.
     Map(u64, u64, Vec<(u32, Name)>),
+    /// A chunk is in a file of the base: inode there, offset, bytes, name. Since version 2.
+    Base(u64, u64, u32, Name),
 }
 
 /// A record.
@@ -159,6 +164,13 @@ impl Item {
                     out.extend_from_slice(name);
                 }
             }
+            Item::Base(ino, at, len, name) => {
+                out.push(7);
+                num(out, *ino);
+                num(out, *at);
+                out.extend_from_slice(&len.to_le_bytes());
+                out.extend_from_slice(name);
+            }
         }
     }
 }
@@ -190,7 +202,7 @@ impl<'a> Body<'a> {
         Some(self.take(usize::from(n))?.to_vec())
     }
 
-    fn item(&mut self) -> Option<Item> {
+    fn item(&mut self, version: u8) -> Option<Item> {
         Some(match self.take(1)?[0] {
             1 => Item::Put(self.bytes()?, self.bytes()?),
             2 => Item::Delete(self.bytes()?),
@@ -209,6 +221,13 @@ impl<'a> Body<'a> {
                     chunks.push((len, name));
                 }
                 Item::Map(ino, at, chunks)
+            }
+            7 if version >= 2 => {
+                let (ino, at, len) = (self.u64()?, self.u64()?, self.u32()?);
+                if len == 0 || len > CHUNK_MAX {
+                    return None;
+                }
+                Item::Base(ino, at, len, self.take(32)?.try_into().ok()?)
             }
             _ => return None,
         })
@@ -244,7 +263,7 @@ impl Record {
         (kind, body)
     }
 
-    fn decode(kind: u8, body: Vec<u8>) -> Result<Self, StreamError> {
+    fn decode(kind: u8, body: Vec<u8>, version: u8) -> Result<Self, StreamError> {
         let nonsense = || StreamError::Damaged(format!("a record of kind {kind} makes no sense"));
         match kind {
             1 => serde_json::from_slice(&body)
@@ -256,7 +275,7 @@ impl Record {
                 let mut rest = Body(&body[..split]);
                 let mut items = Vec::new();
                 while !rest.0.is_empty() {
-                    items.push(rest.item().ok_or_else(nonsense)?);
+                    items.push(rest.item(version).ok_or_else(nonsense)?);
                 }
                 let mut end = Body(&body[split..]);
                 let reached = end.u64().zip(end.u64()).ok_or_else(nonsense)?;
@@ -292,18 +311,26 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// A stream on `to`; the magic is written.
+    /// A stream on `to` of the oldest version; the magic is written.
     ///
     /// # Errors
     /// Its own.
     pub fn new(to: W) -> Result<Self, StreamError> {
+        Self::of_version(to, PLAIN)
+    }
+
+    /// As [`Writer::new`], of another version.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn of_version(to: W, version: u8) -> Result<Self, StreamError> {
         let mut w = Self {
             to,
             sum: [0; 16],
             bytes: 0,
         };
         w.raw(MAGIC)?;
-        w.raw(&[VERSION])?;
+        w.raw(&[version])?;
         Ok(w)
     }
 
@@ -353,6 +380,8 @@ impl<W: Write> Writer<W> {
 pub struct Reader<R> {
     from: R,
     sum: [u8; 16],
+    /// Its version.
+    pub version: u8,
 }
 
 impl<R: Read> Reader<R> {
@@ -361,7 +390,11 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// No stream, a newer one.
     pub fn new(from: R) -> Result<Self, StreamError> {
-        let mut r = Self { from, sum: [0; 16] };
+        let mut r = Self {
+            from,
+            sum: [0; 16],
+            version: PLAIN,
+        };
         let mut magic = [0; 8];
         r.fill(&mut magic)?;
         if &magic[..7] != MAGIC {
@@ -370,7 +403,10 @@ impl<R: Read> Reader<R> {
             ));
         }
         match magic[7] {
-            VERSION => Ok(r),
+            PLAIN..=VERSION => {
+                r.version = magic[7];
+                Ok(r)
+            }
             0 => Err(StreamError::Damaged("it has version 0".into())),
             newer => Err(StreamError::Newer(newer)),
         }
@@ -405,7 +441,7 @@ impl<R: Read> Reader<R> {
             return Err(StreamError::Damaged("a record has a wrong checksum".into()));
         }
         self.sum = sum;
-        Record::decode(head[0], body)
+        Record::decode(head[0], body, self.version)
     }
 }
 
@@ -435,6 +471,7 @@ mod tests {
             Item::PutName(1, b"name".to_vec(), vec![0; 9]),
             Item::DeleteName(1, b"old".to_vec()),
             Item::Unmap(7, 0, 4096),
+            Item::Base(3, 8192, 20, [2; 32]),
             Item::Map(7, 0, vec![(10, [1; 32]), (20, [2; 32])]),
         ];
         vec![
@@ -447,7 +484,7 @@ mod tests {
 
     fn encoded() -> Vec<u8> {
         let mut out = Vec::new();
-        let mut w = Writer::new(&mut out).expect("memory");
+        let mut w = Writer::of_version(&mut out, VERSION).expect("memory");
         for r in records() {
             w.write(&r).expect("memory");
         }
@@ -482,6 +519,10 @@ mod tests {
             let got = read_all(&good[..len]);
             assert!(matches!(got, Err(StreamError::CutOff)), "{len}");
         }
+        let mut older = good.clone();
+        older[7] = PLAIN;
+        let e = read_all(&older).expect_err("an item of a newer version");
+        assert!(e.to_string().contains("makes no sense"), "{e}");
         let mut newer = good;
         newer[7] = VERSION + 1;
         let e = read_all(&newer).expect_err("newer").to_string();

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::{Service, head_of, micros};
-use crate::control::{Answer, CheckpointInfo, Failure, HeadInfo};
+use crate::control::{Answer, Failure, HeadInfo, Listing, Shown};
 use crate::mount::Undo;
 use crate::names;
-use crate::store::{Catalog, CatalogOp, StoreError, now_us};
+use crate::store::{Catalog, CatalogOp, Row, StoreError, now_us};
 
 pub(super) fn free_name(c: &Catalog, name: &str) -> Result<(), StoreError> {
     if c.is_taken(name) {
@@ -152,43 +152,63 @@ impl Service {
         })
     }
 
-    pub(super) fn list(&self) -> Result<Answer, Failure> {
+    /// A list but for its rows, and the catalog that has these.
+    fn listing(&self) -> Result<(Listing, Catalog), Failure> {
         let mounts = crate::mount::lock(&self.mounts);
         let c = self.store.catalog()?;
-        let name_of = |id: Option<u64>| {
-            id.and_then(|id| c.checkpoints.get(&id))
-                .map(|k| k.name.clone())
-        };
         let heads = c
             .heads
             .iter()
             .map(|(name, h)| HeadInfo {
                 name: name.clone(),
-                parent: name_of(h.parent),
+                parent: h
+                    .parent
+                    .and_then(|id| c.checkpoints.get(&id))
+                    .map(|k| k.name.clone()),
                 created_us: h.created_us,
                 mounted_at: head_of(&mounts, name).map(|m| m.mountpoint().to_path_buf()),
             })
             .collect();
-        let checkpoints = c
-            .checkpoints
-            .values()
-            .map(|k| CheckpointInfo {
-                id: k.id,
-                name: k.name.clone(),
-                head: k.head.clone(),
-                parent: name_of(k.parent),
-                created_us: k.created_us,
-                tags: k.tags.clone(),
-                pinned: k.pinned,
-                origin: k.origin,
-                mounted_at: mounts
-                    .iter()
-                    .filter(|(_, m)| m.checkpoint == Some(k.id))
-                    .map(|(at, _)| at.clone())
-                    .collect(),
+        let shown = mounts
+            .iter()
+            .filter_map(|(at, m)| {
+                Some(Shown {
+                    id: m.checkpoint?,
+                    at: at.clone(),
+                })
             })
             .collect();
-        Ok(Answer::List { heads, checkpoints })
+        let listing = Listing {
+            heads,
+            shown,
+            rows: Vec::new(),
+        };
+        Ok((listing, c))
+    }
+
+    pub(super) fn list(&self) -> Result<Answer, Failure> {
+        let (mut listing, catalog) = self.listing()?;
+        listing.rows = catalog.checkpoints.values().map(Row::from).collect();
+        Ok(Answer::List(listing))
+    }
+
+    /// The JSON of [`Service::list`], with the text that the catalog has of its rows: to make it anew for each of a
+    /// thousand would cost more than all else.
+    pub(super) fn list_line(&self) -> Result<Vec<u8>, Failure> {
+        let (listing, catalog) = self.listing()?;
+        let mut line = serde_json::to_vec(&Answer::List(listing))
+            .map_err(|e| Failure::new(format!("the list: {e}")))?;
+        // The rows are last, and none.
+        const END: &[u8] = b"]}";
+        line.truncate(line.len() - END.len());
+        for (i, text) in catalog.checkpoints.rows().enumerate() {
+            if i > 0 {
+                line.push(b',');
+            }
+            line.extend_from_slice(text.as_bytes());
+        }
+        line.extend_from_slice(END);
+        Ok(line)
     }
 
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<Answer, Failure> {

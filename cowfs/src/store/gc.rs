@@ -32,7 +32,7 @@ pub struct GcReport {
 /// Reads durable pages for marking.
 pub(super) struct Reader<'a> {
     store: &'a Store,
-    pace: Pace<'a>,
+    pub(super) pace: Pace<'a>,
     file: &'a dyn super::disk::DiskFile,
     pages: u64,
 }
@@ -231,7 +231,7 @@ impl Store {
         if committed.packs != 0 {
             // Whoever looked a packed place up before it was dropped has read it when this returns.
             drop(self.gate.write());
-            self.drop_entries(&entries)?;
+            self.drop_entries(&entries, &mut reader.pace)?;
         }
         fault::point("gc:free");
         // Whoever looked a place up before it was dropped has read it when this returns.

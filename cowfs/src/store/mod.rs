@@ -18,6 +18,7 @@ mod pace;
 pub mod packs;
 pub mod pages;
 mod replay;
+mod row;
 pub mod segments;
 pub mod superblock;
 mod sys;
@@ -32,6 +33,7 @@ pub use catalog::{Catalog, CatalogOp, Checkpoint, Checkpoints, Head, Origin, Sou
 pub use check::CheckReport;
 pub use error::StoreError;
 pub use gc::GcReport;
+pub use row::Row;
 pub use txn::{ReadTxn, Txn};
 
 use crate::fs::Extent;

@@ -139,7 +139,8 @@ impl Random {
         (self.next() >> 8) % n.max(1)
     }
 
-    fn fill(&mut self, buf: &mut [u8]) {
+    /// Fills with noise.
+    pub fn fill(&mut self, buf: &mut [u8]) {
         for c in buf.chunks_mut(8) {
             let w = self.next().to_le_bytes();
             c.copy_from_slice(&w[..c.len()]);

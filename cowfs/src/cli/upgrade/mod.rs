@@ -40,7 +40,7 @@ type Listed = (Vec<HeadInfo>, Vec<CheckpointInfo>);
 
 fn list(target: &Target) -> Result<Listed, Failure> {
     match target.ask(&Request::List)? {
-        Answer::List { heads, checkpoints } => Ok((heads, checkpoints)),
+        Answer::List(l) => Ok(l.whole()),
         _ => Err(Failure::new("the daemon answered something else")),
     }
 }

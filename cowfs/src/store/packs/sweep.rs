@@ -11,6 +11,7 @@ use super::{Change, DIR, Writer};
 use crate::fault;
 use crate::fs::Extent;
 use crate::store::gc::{Blocks, Reader};
+use crate::store::pace::Pace;
 use crate::store::segments::SEGMENT_BYTES;
 use crate::store::{Ordering, Store, StoreError};
 use crate::tree::{self, PageId};
@@ -19,8 +20,10 @@ use crate::tree::{self, PageId};
 const SPARSE: u64 = 40;
 /// Dead records removed at a time.
 const SLICE: usize = 2048;
-/// Bytes written anew before the index is changed.
-const REWRITE: u64 = 16 << 20;
+/// Records removed while the store's lock is held.
+const AT_ONCE: usize = 32;
+/// Bytes written anew before they are synced and the index is changed: programs that sync meanwhile wait for no more.
+const REWRITE: u64 = 2 << 20;
 
 /// An entry.
 #[derive(Debug, Clone, Copy)]
@@ -171,15 +174,16 @@ impl Store {
         let busy = self.packs.appended_to();
         let mut gone: Frames = frames.clone();
         gone.retain(|_, f| f.live * 100 < u64::from(f.raw) * SPARSE || f.raw == 0);
-        let moved = self.rewrite(&mut gone, &is_live)?;
+        let moved = self.rewrite(&mut gone, &is_live, &mut reader.pace)?;
         // Records of chunks that are not needed, in frames that go.
         let mut dead: Vec<Change> = Vec::new();
         let mut done = Ok(());
+        let mut pace = Pace::new(self);
         each_chunk(reader, index, &mut |name, at| {
             if gone.contains_key(&(at.pack, at.frame)) && !moved.contains(name) && done.is_ok() {
                 dead.push((records::chunk_key(name).to_vec(), None));
                 if dead.len() >= SLICE {
-                    done = self.change_index(&std::mem::take(&mut dead));
+                    done = self.change_gently(&std::mem::take(&mut dead), &mut pace);
                 }
             }
         })?;
@@ -188,7 +192,7 @@ impl Store {
             .keys()
             .map(|(pack, off)| records::frame_key(*pack, *off));
         dead.extend(keys.map(|k| (k.to_vec(), None)));
-        self.change_index(&dead)?;
+        self.change_gently(&dead, &mut pace)?;
         // The index on disk must not name what goes.
         self.sync()?;
         drop(self.gate.write());
@@ -199,6 +203,7 @@ impl Store {
             self.packs.punch(*pack, *off, u64::from(f.bytes));
             freed += u64::from(f.bytes);
             frames.remove(&(*pack, *off));
+            pace.step();
         }
         self.packs
             .stored
@@ -209,7 +214,11 @@ impl Store {
 
     /// Removes entries whose ranges no tree has, before anything of these ranges is given back: a sum must not outlive its
     /// bytes.
-    pub(in crate::store) fn drop_entries(&self, entries: &Entries) -> Result<(), StoreError> {
+    pub(in crate::store) fn drop_entries(
+        &self,
+        entries: &Entries,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), StoreError> {
         let mut dead: Vec<Change> = Vec::new();
         let mut ranges: Vec<(u32, u64, u64)> = Vec::new();
         for (seg, slots) in &entries.segments {
@@ -220,15 +229,25 @@ impl Store {
                     ranges.push((*seg, off, off + u64::from(s.len)));
                 }
                 if dead.len() >= SLICE {
-                    self.change_index(&std::mem::take(&mut dead))?;
+                    self.change_gently(&std::mem::take(&mut dead), pace)?;
                 }
             }
         }
-        self.change_index(&dead)?;
+        self.change_gently(&dead, pace)?;
         for (seg, from, to) in ranges {
             self.packs.uncover(seg, from, to);
         }
         self.sync()
+    }
+
+    /// Changes the index a little at a time, with rests: whoever waits for the store's lock waits for a few records, also
+    /// when this thread is put aside while it has it.
+    fn change_gently(&self, changes: &[Change], pace: &mut Pace<'_>) -> Result<(), StoreError> {
+        for slice in changes.chunks(AT_ONCE) {
+            self.change_index(slice)?;
+            pace.step();
+        }
+        Ok(())
     }
 
     /// Writes the live chunks of sparse frames anew. Frames that are damaged stay.
@@ -236,6 +255,7 @@ impl Store {
         &self,
         gone: &mut Frames,
         is_live: &dyn Fn(&Name) -> bool,
+        pace: &mut Pace<'_>,
     ) -> Result<FxHashSet<Name>, StoreError> {
         let mut moved: FxHashSet<Name> = FxHashSet::default();
         let sparse: Vec<((u32, u64), Use)> = gone
@@ -261,9 +281,11 @@ impl Store {
                     moved.insert(c.name);
                 }
             }
+            pace.step();
             if w.new_bytes >= REWRITE {
                 w.finish()?;
                 w.new_bytes = 0;
+                pace.step();
             }
         }
         w.finish()?;

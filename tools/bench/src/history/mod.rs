@@ -1,7 +1,8 @@
 //! `bench history`: ten roots that differ by an upgrade each, kept by cowfs, btrfs, restic and borg: how much they take, how
 //! long it takes to store the next and to bring the first back, and how fast they are read. `--only scale`: what many
-//! files and many checkpoints cost.
+//! files and many checkpoints cost. `--only background`: what giving space back costs programs.
 
+mod background;
 mod borg;
 mod btrfs;
 mod cowfs;
@@ -26,7 +27,7 @@ use crate::session;
 use crate::table1::Samples;
 
 /// What `--only` knows, in the order of a run; the first is only done if it is named.
-const PARTS: [&str; 3] = ["roots", "versions", "scale"];
+const PARTS: [&str; 4] = ["roots", "versions", "scale", "background"];
 
 /// Options of `bench history`.
 #[derive(Debug, Parser)]
@@ -34,10 +35,10 @@ pub struct Options {
     /// Three roots, one round, few files: to see that it works
     #[arg(long)]
     pub quick: bool,
-    /// Rounds of bringing back, reading and the scale rows (3; 1 with --quick)
+    /// Rounds of bringing back, reading, the scale and the background rows (3; 1 with --quick)
     #[arg(long)]
     pub rounds: Option<usize>,
-    /// Only these parts: versions, scale; or roots, which only makes the roots
+    /// Only these parts: versions, scale, background; or roots, which only makes the roots
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     pub only: Vec<String>,
     /// Peers beside cowfs and the native filesystem
@@ -128,6 +129,12 @@ fn measure(plan: &Plan, samples: &mut Samples, roots: &mut Vec<roots::Root>) -> 
     {
         check_interrupted()?;
         samples.miss("scale", &e);
+    }
+    if plan.wants("background")
+        && let Err(e) = background::all(plan, samples)
+    {
+        check_interrupted()?;
+        samples.miss("background", &e);
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 
 use super::Plan;
+use super::background::{self, JOBS, KINDS};
 use super::peer::{COWFS, COWFS_ALL, NATIVE, PEERS};
 use super::roots::Root;
 use super::scale::{self, FEW, SMALLEST};
@@ -21,6 +22,8 @@ const FASTER: f64 = 10.0;
 const INSTANT: f64 = 0.005;
 /// What many checkpoints, or many files, may cost more than few.
 const FLAT: f64 = 2.0;
+/// What a job may take beside a collection, of what it takes alone.
+const BESIDE: f64 = 1.1;
 
 /// Writes both; the Markdown.
 ///
@@ -54,6 +57,12 @@ fn markdown(s: &Samples, roots: &[Root]) -> String {
     }
     if s.median("scale_files").is_some() {
         scale(&mut t, s);
+    }
+    if KINDS
+        .iter()
+        .any(|(k, _)| s.median(&format!("background_took@{k}")).is_some())
+    {
+        beside(&mut t, s);
     }
     crate::report::missing(&mut t, &s.missing);
     t
@@ -383,4 +392,63 @@ fn flat(t: &mut String, s: &Samples, title: &str, names: [&str; 2]) {
         ratio.map_or("-".into(), |r| format!("{r:.2}")),
         ratio.map_or("-", |r| yes(r <= FLAT))
     );
+}
+
+fn beside(t: &mut String, s: &Samples) {
+    t.push_str(
+        "\n## Beside a collection\n\nA job alone, beside the collection that a prune of 25 checkpoints leaves to do, and alone again, in turn; only what was beside it \
+         all the time is counted as that. *Ratio*: of the medians of a round, the median of all rounds. A checkpoint has 300 files of up to 24 KiB that differ from the one before, of which the next ones replace most. Of *packed* ones all was \
+         packed before, and frames of which less than 40% is needed are written anew.\n",
+    );
+    head(
+        t,
+        &[
+            "checkpoints",
+            "job",
+            "alone",
+            "beside",
+            "ratio",
+            "goal",
+            "met?",
+        ],
+    );
+    for (kind, title) in KINDS {
+        for (job, what) in JOBS {
+            let [alone, beside] =
+                ["alone", "beside"].map(|w| cell(s, &background::id(kind, job, w), Unit::Seconds));
+            let ratios = background::id(kind, job, "ratio");
+            let ratio = s.median(&ratios);
+            let _ = writeln!(
+                t,
+                "| {title} | {what} | {alone} | {beside} | {} | <= {BESIDE} | {} |",
+                s.get(&ratios).map_or("-".into(), |(m, low, high)| format!(
+                    "{m:.2} ({low:.2} to {high:.2})"
+                )),
+                ratio.map_or("-", |r| yes(r <= BESIDE))
+            );
+        }
+    }
+    head(
+        t,
+        &[
+            "checkpoints",
+            "prune, whole call",
+            "until all was given back",
+            "given back",
+            "the daemon's memory at most, job alone",
+            "and beside",
+        ],
+    );
+    for (kind, title) in KINDS {
+        let of = |what: &str, unit| cell(s, &format!("background_{what}@{kind}"), unit);
+        let _ = writeln!(
+            t,
+            "| {title} | {} | {} | {} | {} | {} |",
+            of("prune", Unit::Seconds),
+            of("took", Unit::Seconds),
+            of("freed", Unit::Bytes),
+            of("peak_alone", Unit::Bytes),
+            of("peak_beside", Unit::Bytes)
+        );
+    }
 }
