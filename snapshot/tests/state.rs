@@ -98,7 +98,9 @@ fn check(user: &str, uid: u32) {
     let threads = state::Threads::read(&stopped, &before).unwrap();
     let mut driver =
         Driver::enter(&stopped, stopped.threads(), &mut journal, Some(foothold)).unwrap();
-    let (p, _) = state::ask(&mut driver, &before, threads, &stopped).unwrap();
+    let asked = state::ask(&mut driver, &before, threads).unwrap();
+    let (mut p, _, xstates) = state::put_together(&mut driver, &before, asked, &stopped).unwrap();
+    xstates.put(&mut p);
     driver.unsettle().unwrap();
     driver.leave().unwrap();
     stopped.release();

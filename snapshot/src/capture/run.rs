@@ -156,6 +156,7 @@ struct Target {
 #[derive(Debug)]
 struct Fixed {
     process: Process,
+    xstates: state::Xstates,
     space: Space,
     entries: Vec<Entry>,
 }
@@ -249,25 +250,37 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     let mut attempt = 0;
     let (stopped, fixed, frozen_files, object_entries, taken, t0) = loop {
         attempt += 1;
-        let t0 = Instant::now();
         let mut stopped = Vec::with_capacity(targets.len());
         for t in &targets {
             stopped.push(Stopped::all(t.planned.pid)?);
         }
+        let t0 = stopped.first().map_or_else(Instant::now, Stopped::since);
         report.stop_us = us(t0.elapsed());
         crate::fault::point("snapshot.stopped");
-        let mut clock = Laps::new();
-        let mut again = false;
-        let mut maps = Vec::with_capacity(targets.len());
+        // What a process must be asked in its own name it is asked on the other processors, while the point in time is
+        // fixed here: its own memory is not written by that.
         let t1 = Instant::now();
-        for t in &mut targets {
-            let now = proc::maps(t.planned.pid)?;
+        let mut clock = Laps::new();
+        let mut asking = Vec::with_capacity(targets.len());
+        for (t, stopped) in targets.iter_mut().zip(&stopped) {
+            asking.push(t.ask(stopped)?);
+        }
+        clock.lap("asking");
+        let asking_us = us(t1.elapsed());
+        let t1 = Instant::now();
+        let mut again = false;
+        let mut maps = Vec::with_capacity(asking.len());
+        for a in &mut asking {
+            let now = proc::maps(a.planned.pid)?;
             clock.lap("maps");
-            again |= !t.freeze(&now, attempt >= ATTEMPTS)?;
+            again |= !a.freeze(&now, attempt >= ATTEMPTS)?;
             maps.push(now);
         }
         report.mark_us = us(t1.elapsed());
         if again {
+            for a in asking {
+                a.answer()?;
+            }
             drop(stopped);
             report.stops_given_up += 1;
             for t in &mut targets {
@@ -281,9 +294,9 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         clock.lap("memory");
         let frozen = capture.freeze()?;
         clock.lap("open files");
-        let mut fixed = Vec::with_capacity(targets.len());
-        for ((t, maps), stopped) in targets.iter_mut().zip(&maps).zip(&stopped) {
-            fixed.push(t.read(maps, stopped, &objects, options, &pages, parent.as_ref())?);
+        let mut fixed = Vec::with_capacity(asking.len());
+        for (a, maps) in asking.into_iter().zip(&maps) {
+            fixed.push(a.read(maps, &objects, options, &pages, parent.as_ref())?);
         }
         let mut object_entries = Vec::new();
         for (i, file) in objects.borrow().files.iter().enumerate() {
@@ -296,7 +309,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
                 file,
             )?);
         }
-        report.state_us = us(t2.elapsed());
+        report.state_us = asking_us + us(t2.elapsed());
         break (stopped, fixed, frozen, object_entries, taken, t0);
     };
     crate::fault::point("snapshot.fixed");
@@ -341,7 +354,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             .map(|p| p.layers().to_vec())
             .unwrap_or_default(),
     };
-    for (t, f) in targets.iter_mut().zip(fixed) {
+    for (t, mut f) in targets.iter_mut().zip(fixed) {
+        f.xstates.put(&mut f.process);
         entries.extend(f.entries);
         if let Some(tracker) = t.tracker.take() {
             let saved = tracker.finish()?;
@@ -568,7 +582,47 @@ impl Target {
         Ok(())
     }
 
-    /// In the stop: fixes the point in time. False: too much can be written; try again.
+    /// In the stop: reads registers, and has the threads ask the rest themselves.
+    fn ask<'a>(&'a mut self, stopped: &'a Stopped) -> Result<Asking<'a>, Error> {
+        let pid = self.planned.pid;
+        let Some(before) = &self.planned.before else {
+            return Err(crate::target::Error::Ended(pid).into());
+        };
+        let mut clock = Laps::new();
+        let threads = state::Threads::read(stopped, before)?;
+        clock.lap("registers");
+        let mut driver =
+            Driver::enter(stopped, stopped.threads(), &mut self.journal, self.foothold)?;
+        clock.lap("driver entered");
+        let asked = state::ask(&mut driver, before, threads)?;
+        Ok(Asking {
+            planned: &self.planned,
+            before,
+            stopped,
+            tracker: self.tracker.as_mut(),
+            foothold: self.foothold,
+            space: self.space,
+            driver,
+            asked,
+        })
+    }
+}
+
+/// A stopped process whose threads are asked what only they can tell.
+#[derive(Debug)]
+struct Asking<'a> {
+    planned: &'a Planned,
+    before: &'a state::Before,
+    stopped: &'a Stopped,
+    tracker: Option<&'a mut Tracker>,
+    foothold: Option<Foothold>,
+    space: u32,
+    driver: Driver<'a>,
+    asked: state::Asked,
+}
+
+impl Asking<'_> {
+    /// Fixes the point in time. False: too much can be written; try again.
     fn freeze(&mut self, maps: &[Map], force: bool) -> Result<bool, Error> {
         let foothold = self.foothold;
         let Some(tracker) = &mut self.tracker else {
@@ -590,51 +644,49 @@ impl Target {
         }
     }
 
-    /// In the stop: everything else of the process. The scratch is taken away.
+    /// Takes the answers and sends the threads back to their own code, where they stand still.
+    fn answer(mut self) -> Result<(Process, Space, state::Xstates), Error> {
+        let answers = state::put_together(&mut self.driver, self.before, self.asked, self.stopped)?;
+        self.driver.leave()?;
+        Ok(answers)
+    }
+
+    /// Everything else of the process.
     fn read(
-        &mut self,
+        self,
         maps: &[Map],
-        stopped: &Stopped,
         objects: &RefCell<Objects>,
         options: &Options,
         pages: &Arc<PagesWriter>,
         parent: Option<&Arc<Parent>>,
     ) -> Result<Fixed, Error> {
-        let pid = self.planned.pid;
-        let Some(before) = &self.planned.before else {
-            return Err(crate::target::Error::Ended(pid).into());
-        };
+        let (planned, foothold, space_number) = (self.planned, self.foothold, self.space);
+        let pid = planned.pid;
         let mut clock = Laps::new();
-        let threads = state::Threads::read(stopped, before)?;
-        clock.lap("registers");
-        let mut driver =
-            Driver::enter(stopped, stopped.threads(), &mut self.journal, self.foothold)?;
-        clock.lap("driver entered");
-        let (mut process, layout) = state::ask(&mut driver, before, threads, stopped)?;
-        clock.lap("asked");
-        driver.leave()?;
-        clock.lap("left");
-        process.space = self.space;
+        let (mut process, layout, xstates) = self.answer()?;
+        clock.lap("answered");
+        process.space = space_number;
         let mut ranges: Vec<Range> = Vec::with_capacity(maps.len());
-        for map in maps.iter().filter(|m| !is_scratch(m, self.foothold)) {
-            ranges.push(objects.borrow_mut().range(
-                pid,
-                map,
-                self.planned.vm_flags.get(&map.start),
-            )?);
+        for map in maps.iter().filter(|m| !is_scratch(m, foothold)) {
+            ranges.push(
+                objects
+                    .borrow_mut()
+                    .range(pid, map, planned.vm_flags.get(&map.start))?,
+            );
         }
         clock.lap("ranges");
         let space = Space { ranges, ..layout };
         let entries = match options.method {
             Method::Tracked => Vec::new(),
             Method::StopAndCopy => {
-                let mut all = tracked(maps, self.foothold);
-                all.extend(spans(maps, self.foothold, Treatment::Written));
-                memory::plain::copy_all(pid, self.space, pages, parent.cloned(), &all)?
+                let mut all = tracked(maps, foothold);
+                all.extend(spans(maps, foothold, Treatment::Written));
+                memory::plain::copy_all(pid, space_number, pages, parent.cloned(), &all)?
             }
         };
         Ok(Fixed {
             process,
+            xstates,
             space,
             entries,
         })

@@ -7,6 +7,7 @@ use crate::image::manifest::{
 use crate::proc::{self, Stat, Status};
 use crate::sys::{limits, ptrace, remote};
 use crate::target::batch::Arg;
+use crate::target::driver::Started;
 use crate::target::{Batch, Driver, Error as TargetError, Stopped};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -111,7 +112,21 @@ impl Sched {
 #[derive(Debug)]
 pub struct Threads {
     threads: Vec<Thread>,
+    xstates: Xstates,
     shared: Vec<String>,
+}
+
+/// The extended states of threads as they were read. A manifest has them as text, which is made after the stop.
+#[derive(Debug, Default)]
+pub struct Xstates(Vec<Vec<u8>>);
+
+impl Xstates {
+    /// Puts them into the threads that they are of.
+    pub fn put(self, process: &mut Process) {
+        for (thread, state) in process.threads.iter_mut().zip(self.0) {
+            thread.xstate = BASE64.encode(state);
+        }
+    }
 }
 
 impl Threads {
@@ -119,6 +134,7 @@ impl Threads {
     pub fn read(stopped: &Stopped, before: &Before) -> Result<Self, Error> {
         let leader = stopped.threads()[0];
         let mut threads = Vec::with_capacity(stopped.threads().len());
+        let mut xstates = Xstates(Vec::with_capacity(stopped.threads().len()));
         for &tid in stopped.threads() {
             let fail = |what| move |e| Error::Target(TargetError::Ptrace(tid, what, e));
             let sched = before
@@ -126,6 +142,8 @@ impl Threads {
                 .get(&tid)
                 .cloned()
                 .unwrap_or_else(|| Sched::read(before.pid, tid));
+            let xstate = ptrace::xstate(tid).map_err(fail("PTRACE_GETREGSET"))?;
+            xstates.0.push(xstate);
             threads.push(Thread {
                 tid,
                 regs: ptrace::regs_to_words(&name_restarted(
@@ -133,7 +151,7 @@ impl Threads {
                     tid,
                     ptrace::regs(tid).map_err(fail("PTRACE_GETREGS"))?,
                 )),
-                xstate: BASE64.encode(ptrace::xstate(tid).map_err(fail("PTRACE_GETREGSET"))?),
+                xstate: String::new(),
                 sigmask: ptrace::sigmask(tid).map_err(fail("PTRACE_GETSIGMASK"))?,
                 altstack: (0, 0, 0),
                 robust: remote::robust_list(tid).map_err(fail("get_robust_list"))?,
@@ -150,6 +168,7 @@ impl Threads {
             .map_err(|e| Error::Target(TargetError::Ptrace(leader, "PTRACE_PEEKSIGINFO", e)))?;
         Ok(Self {
             threads,
+            xstates,
             shared: encode(shared),
         })
     }
@@ -235,16 +254,18 @@ struct ProcessQuestions {
     no_new_privs: usize,
 }
 
-/// Asks what must be asked in the process's own name, and puts all together. The driver holds all threads, in the order
-/// of `threads`. Memory, open files and the number of the address space are left for the caller.
-pub fn ask(
-    driver: &mut Driver<'_>,
-    before: &Before,
-    mut threads: Threads,
-    stopped: &Stopped,
-) -> Result<(Process, Space), Error> {
-    let pid = before.pid;
-    let timers = timers(pid)?;
+/// Threads that are at work on what must be asked in their own names.
+#[derive(Debug)]
+pub struct Asked {
+    threads: Threads,
+    questions: Vec<Questions>,
+    batches: Vec<Batch>,
+    started: Started,
+}
+
+/// Has what must be asked in the process's own name be asked. The driver holds all threads, in the order of `threads`.
+pub fn ask(driver: &mut Driver<'_>, before: &Before, threads: Threads) -> Result<Asked, Error> {
+    let timers = timers(before.pid)?;
     let mut batches = Vec::new();
     let mut questions = Vec::new();
     for i in 0..threads.threads.len() {
@@ -264,9 +285,31 @@ pub fn ask(
         });
         batches.push(b);
     }
-    let begin = std::time::Instant::now();
-    driver.run_all(&mut batches)?;
-    tracing::debug!(us = begin.elapsed().as_micros() as u64, "calls");
+    let started = driver.start(&batches)?;
+    Ok(Asked {
+        threads,
+        questions,
+        batches,
+        started,
+    })
+}
+
+/// Waits for the answers and puts all together. Memory, open files and the number of the address space are left for the
+/// caller, and so are the extended states.
+pub fn put_together(
+    driver: &mut Driver<'_>,
+    before: &Before,
+    asked: Asked,
+    stopped: &Stopped,
+) -> Result<(Process, Space, Xstates), Error> {
+    let pid = before.pid;
+    let Asked {
+        mut threads,
+        mut questions,
+        mut batches,
+        started,
+    } = asked;
+    driver.finish(started, &mut batches)?;
     for ((thread, q), b) in threads.threads.iter_mut().zip(&questions).zip(&batches) {
         thread.altstack = (
             b.word(q.altstack, 0),
@@ -294,7 +337,9 @@ pub fn ask(
         ranges: Vec::new(),
         thp_disabled: !before.status.thp_enabled,
     };
-    Ok((answer(before, &batches[0], &p, threads, stopped)?, space))
+    let xstates = std::mem::take(&mut threads.xstates);
+    let process = answer(before, &batches[0], &p, threads, stopped)?;
+    Ok((process, space, xstates))
 }
 
 /// The auxiliary vector, words.

@@ -43,6 +43,9 @@ impl Template {
             let at = next + (r.start % BLOCK + BLOCK - next % BLOCK) % BLOCK;
             next = at + (r.end - r.start) + 4096;
             let mapped = Mapped::new(at, r.end - r.start, r.flags).map_err(sys("mmap"))?;
+            for run in filled(r, &found) {
+                mapped.make_huge(run.start - r.start..run.end - r.start);
+            }
             for (addr, len, layer, offset) in found {
                 let file = files.get(layer as usize);
                 let file = file.ok_or(Error::Manifest("no such layer"))?;
@@ -64,5 +67,53 @@ impl Template {
     /// A fork that needs it no more unmaps it.
     pub(super) fn leave(&self) {
         self.mapped.iter().for_each(Mapped::leave);
+    }
+}
+
+/// Blocks of a range, those in a row together, that are filled by half at least: with less, huge pages would take much more
+/// than what is there.
+fn filled(r: &Range, found: &[(u64, u64, u32, u64)]) -> Vec<std::ops::Range<u64>> {
+    let mut runs: Vec<std::ops::Range<u64>> = Vec::new();
+    for part in found.chunk_by(|a, b| a.0 / BLOCK == b.0 / BLOCK) {
+        let start = part[0].0 / BLOCK * BLOCK;
+        let bytes: u64 = part.iter().map(|p| p.1).sum();
+        if bytes < BLOCK / 2 || start < r.start || r.end - start < BLOCK {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(last) if last.end == start => last.end += BLOCK,
+            _ => runs.push(start..start + BLOCK),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::manifest::Backing;
+
+    #[test]
+    fn blocks_that_are_well_filled_are_found() {
+        let r = Range {
+            start: BLOCK / 2,
+            end: 6 * BLOCK,
+            prot: 3,
+            flags: 0,
+            backing: Backing::Anonymous,
+            advice: Vec::new(),
+            name: None,
+        };
+        let half = BLOCK / 2;
+        let found = [
+            // Not all of the first block is the range's.
+            (half, half, 0, 0),
+            (BLOCK, BLOCK, 0, 0),
+            (2 * BLOCK, half / 2, 0, 0),
+            (2 * BLOCK + half, half / 2, 0, 0),
+            (3 * BLOCK, half - 4096, 0, 0),
+            (5 * BLOCK, half, 0, 0),
+        ];
+        assert_eq!(filled(&r, &found), [BLOCK..3 * BLOCK, 5 * BLOCK..6 * BLOCK]);
     }
 }

@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Private anonymous memory that is mapped, readable and writable.
@@ -65,6 +66,31 @@ impl Mapped {
             }
         }
         Ok(())
+    }
+
+    /// Has a part of it, whole blocks of 2 MiB that nothing was read to yet, be of huge pages, as far as there are any: a
+    /// fork copies one entry for each instead of 512. A fork that writes gets small pages, and those it writes only.
+    /// The mapping itself stays as any other.
+    pub fn make_huge(&self, part: Range<u64>) {
+        const HUGE: usize = 2 << 20;
+        let inside = part.start < part.end && part.end <= self.len as u64;
+        if !inside || !(self.at + part.start).is_multiple_of(HUGE as u64) {
+            return;
+        }
+        let (start, len) = (part.start as usize, (part.end - part.start) as usize);
+        for offset in (start..start + len).step_by(HUGE) {
+            // A block without any page is not looked at.
+            // SAFETY: inside the mapping, as checked, which is writable; no reference to that memory exists.
+            unsafe { (self.at as *mut u8).add(offset).write_volatile(0) };
+        }
+        // SAFETY: inside the mapping; the call changes how it is stored, not what it holds. Its failure is no matter.
+        unsafe {
+            libc::madvise(
+                (self.at as *mut c_void).add(start),
+                len,
+                libc::MADV_COLLAPSE,
+            )
+        };
     }
 
     /// Unmaps it in this process, which is a fork that needs it no more and ends without dropping it.

@@ -55,6 +55,14 @@ pub struct Driver<'a> {
     foothold: Option<Foothold>,
 }
 
+/// Batches that threads are at work on.
+#[derive(Debug)]
+pub struct Started {
+    scratch: u64,
+    bytes: Vec<u8>,
+    places: Vec<usize>,
+}
+
 impl<'a> Driver<'a> {
     /// Takes threads away from their code; their registers and masks go into the journal first.
     pub fn enter(
@@ -146,12 +154,19 @@ impl<'a> Driver<'a> {
 
     /// Runs a batch in each of the first threads, at the same time.
     pub fn run_all(&mut self, batches: &mut [Batch]) -> Result<(), Error> {
+        let started = self.start(batches)?;
+        self.finish(started, batches)
+    }
+
+    /// Sets a batch going in each of the first threads; [`Driver::finish`] waits for them. The caller has work of its own
+    /// to do meanwhile. Dropped in between, the threads are brought back as after an error.
+    pub fn start(&mut self, batches: &[Batch]) -> Result<Started, Error> {
         let Some(foothold) = self.foothold else {
             return Err(Error::NoVdso(self.pid));
         };
         let mut bytes = Vec::new();
         let mut places = Vec::new();
-        for b in &*batches {
+        for b in batches {
             let at = bytes.len();
             bytes.extend_from_slice(&b.encode(foothold.scratch + at as u64));
             places.push(at);
@@ -181,30 +196,43 @@ impl<'a> Driver<'a> {
             ptrace::cont(*tid, 0).map_err(|e| Error::Ptrace(*tid, "PTRACE_CONT", e))?;
         }
         crate::fault::point("driver.running");
-        for at in &places {
-            self.wait_done(foothold.scratch + *at as u64)?;
-        }
+        Ok(Started {
+            scratch: foothold.scratch,
+            bytes,
+            places,
+        })
+    }
+
+    /// Waits for what [`Driver::start`] has set going, stops the threads again, and gives `batches` their results.
+    pub fn finish(&mut self, started: Started, batches: &mut [Batch]) -> Result<(), Error> {
+        let Started {
+            scratch,
+            mut bytes,
+            places,
+        } = started;
+        self.wait_done(scratch, &mut bytes, &places)?;
         crate::fault::point("driver.done");
-        for (tid, _, _) in &self.away[..batches.len()] {
+        for (tid, _, _) in &self.away[..places.len()] {
             ptrace::interrupt(*tid).map_err(|e| Error::Ptrace(*tid, "PTRACE_INTERRUPT", e))?;
         }
-        for (tid, _, _) in &self.away[..batches.len()] {
+        for (tid, _, _) in &self.away[..places.len()] {
             super::stop::wait_stopped(*tid)?.ok_or(Error::Ended(self.pid))?;
         }
-        self.read(foothold.scratch, &mut bytes)?;
+        self.read(scratch, &mut bytes)?;
         for (b, at) in batches.iter_mut().zip(places) {
             b.decode(&bytes[at..]);
         }
         Ok(())
     }
 
-    fn wait_done(&self, addr: u64) -> Result<(), Error> {
+    /// Waits until all done words are set; `bytes` is room for all tables. They are read together: with a hundred threads
+    /// a look at each of them takes longer than what they do.
+    fn wait_done(&self, addr: u64, bytes: &mut [u8], places: &[usize]) -> Result<(), Error> {
         let begin = Instant::now();
         let mut spins = 0u32;
         loop {
-            let mut word = [0u8; 4];
-            self.read(addr, &mut word)?;
-            if word == [1, 0, 0, 0] {
+            self.read(addr, bytes)?;
+            if places.iter().all(|&at| bytes[at..at + 4] == [1, 0, 0, 0]) {
                 return Ok(());
             }
             spins += 1;

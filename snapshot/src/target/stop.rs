@@ -25,6 +25,7 @@ pub struct Stopped {
     /// So many of them, the first ones, have been seen to stop; the others were asked to.
     seen: usize,
     job_stop: Option<i32>,
+    since: Instant,
 }
 
 impl Stopped {
@@ -51,6 +52,7 @@ impl Stopped {
             threads: Vec::new(),
             seen: 0,
             job_stop: None,
+            since: Instant::now(),
         };
         // Threads that are made while we attach show up in the next listing; once all are stopped none is made. A first
         // thread that has ended before the others stays in the list.
@@ -64,12 +66,19 @@ impl Stopped {
                 break;
             }
             let started = stopped.threads.len();
+            // All are attached to before the first is asked to stop: until then they run.
             for tid in new {
                 if attach(pid, tid)? {
                     stopped.threads.push(tid);
                 } else {
                     gone.push(tid);
                 }
+            }
+            if started == 0 {
+                stopped.since = Instant::now();
+            }
+            for &tid in &stopped.threads[started..] {
+                ask(tid)?;
             }
             stopped.wait_for(started)?;
         }
@@ -87,9 +96,12 @@ impl Stopped {
             threads: Vec::new(),
             seen: 0,
             job_stop: None,
+            since: Instant::now(),
         };
         if attach(pid, tid)? {
             stopped.threads.push(tid);
+            stopped.since = Instant::now();
+            ask(tid)?;
         }
         stopped.wait_for(0)?;
         if stopped.threads.is_empty() {
@@ -138,6 +150,12 @@ impl Stopped {
         &self.threads
     }
 
+    /// Since when: the first of its threads was asked to stop then.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// The signal that had stopped it (job control) before we did.
     #[must_use]
     pub fn job_stop(&self) -> Option<i32> {
@@ -183,17 +201,21 @@ impl Drop for Stopped {
     }
 }
 
-/// Attaches and asks it to stop; false if the thread is gone.
+/// Attaches; false if the thread is gone.
 fn attach(pid: i32, tid: i32) -> Result<bool, Error> {
     match ptrace::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
-        Ok(()) => {}
-        Err(Errno::ESRCH) => return Ok(false),
-        Err(Errno::EPERM) => return refused(pid, tid),
-        Err(e) => return Err(Error::Ptrace(tid, "PTRACE_SEIZE", e)),
+        Ok(()) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        Err(Errno::EPERM) => refused(pid, tid),
+        Err(e) => Err(Error::Ptrace(tid, "PTRACE_SEIZE", e)),
     }
+}
+
+/// Asks a thread that we are attached to, to stop.
+fn ask(tid: i32) -> Result<(), Error> {
     match ptrace::interrupt(tid) {
         // One that has ended since is reported as such to whoever waits for it.
-        Ok(()) | Err(Errno::ESRCH) => Ok(true),
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(e) => Err(Error::Ptrace(tid, "PTRACE_INTERRUPT", e)),
     }
 }
@@ -211,10 +233,7 @@ fn refused(pid: i32, tid: i32) -> Result<bool, Error> {
         Ok(_) => {}
     }
     match ptrace::seize(tid, libc::PTRACE_O_TRACESYSGOOD) {
-        Ok(()) => {
-            let _ = ptrace::interrupt(tid);
-            Ok(true)
-        }
+        Ok(()) => Ok(true),
         Err(Errno::ESRCH) => Ok(false),
         Err(_) => Err(Error::Permission(pid)),
     }

@@ -157,7 +157,8 @@ fn killed_or_gone_at_any_moment() {
             "{status} {err}"
         );
         until("its end", || t.child.try_wait().unwrap().is_some());
-        assert!(!t.journal().exists(), "{err}");
+        // While its other threads were ending it was not gone for the saver: then the guardian takes the journal away.
+        until("the end of its journal", || !t.journal().exists());
     }
 }
 
