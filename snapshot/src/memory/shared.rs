@@ -12,7 +12,6 @@ use super::table::{ALL, PIECE, PIECE_PAGES, Pieces, Table, blocks_of};
 use crate::image::pages::sum;
 use crate::image::pageset::{BLOCK, PageSet};
 use crate::sys::pagemap::{FILE, HUGE, PRESENT, SWAPPED};
-use crate::sys::sched::Ceiling;
 use crate::sys::uffd::{Fault, MISSING, Uffd, WP};
 
 /// As many pieces (64 MiB) may wait to be written; more do not help.
@@ -51,13 +50,6 @@ pub(super) struct Aside {
     pub filled: Mutex<Vec<u64>>,
     /// Faults that it has read and cannot serve.
     pub faults: Mutex<Vec<Fault>>,
-}
-
-/// The table, held in real time. The lock is given back first.
-#[derive(Debug)]
-struct Short<'a> {
-    table: MutexGuard<'a, Table>,
-    _ceiling: Ceiling,
 }
 
 /// A poisoned lock means that a thread has panicked; what it guards is still whole enough to release the target.
@@ -99,18 +91,6 @@ impl Shared {
             std::thread::yield_now();
         }
         lock(&self.table)
-    }
-
-    /// The same, held so that nothing but its own work keeps the holder busy: who serves a fault waits for it.
-    fn table_short(&self) -> Short<'_> {
-        while self.urgent.load(SeqCst) > 0 {
-            std::thread::yield_now();
-        }
-        let ceiling = Ceiling::begin();
-        Short {
-            table: lock(&self.table),
-            _ceiling: ceiling,
-        }
     }
 
     /// Keeps the first failure of a thread that cannot return it.
@@ -377,9 +357,8 @@ impl Shared {
 
     /// Before the point in time: protects what is writable of a block and copies what is not saved.
     pub fn visit(&self, block: u64, room: &mut Room) -> Result<(), Error> {
-        let mut held = self.table_short();
-        let t = &mut *held.table;
-        if self.protect(t, block)? {
+        let mut t = self.table();
+        if self.protect(&mut t, block)? {
             t.writable.push(block);
         }
         let Some(b) = t.blocks.get_mut(&block) else {
@@ -391,17 +370,17 @@ impl Shared {
         }
         b.unsaved &= !todo;
         let seen = t.tracked(block, todo);
-        drop(held);
+        drop(t);
         let exist = self.source.existing(block, &seen)?;
         let failed = self.source.fetch(block, &exist, room);
         let c = self.source.sort(block, seen, &(exist & !failed), room)?;
         let again = super::table::touched(&failed);
-        let mut held = self.table_short();
-        let b = held.table.blocks.entry(block).or_default();
+        let mut t = self.table();
+        let b = t.blocks.entry(block).or_default();
         b.unsaved |= again;
         let slot = b.merge(&c, &self.source.pages);
         let quiet = b.own == c.own && b.unsaved == 0;
-        drop(held);
+        drop(t);
         self.write(slot, &c, room)?;
         if quiet {
             self.note_sum(block, &c.own, room);
@@ -414,17 +393,16 @@ impl Shared {
         let mut all = Copied::default();
         let mut at = None;
         loop {
-            let mut held = self.table_short();
-            let t = &mut *held.table;
+            let mut t = self.table();
             let left = t.blocks.get(&block).map_or(0, |b| b.unsaved);
             if left == 0 {
                 break;
             }
             let first = left.trailing_zeros();
             let some = left & (0b11 << first);
-            let (seen, there) = self.fetch(t, block, some, room)?;
+            let (seen, there) = self.fetch(&mut t, block, some, room)?;
             let c = self.source.sort(block, seen, &there, room)?;
-            at = self.take_over(t, block, some, &c).or(at);
+            at = self.take_over(&mut t, block, some, &c).or(at);
             all.own |= c.own;
             all.same |= c.same;
         }
@@ -446,10 +424,9 @@ impl Shared {
         }
     }
 
-    /// Ends tracking in small steps: each holds the target's mmap_lock for writing. Faults that come meanwhile are served
-    /// between them: who serves one waits for that lock, and would not get it from a thread that takes it again at once.
+    /// Ends tracking in small steps: each holds the target's mmap_lock for writing.
     pub fn release(&self) {
-        const STEP: u64 = 4 << 20;
+        const STEP: u64 = 16 << 20;
         let spans: Vec<Span> = self.table().ranges.iter().cloned().collect();
         let blocks: Vec<u64> = self.table().blocks.keys().copied().collect();
         for s in spans {
@@ -463,9 +440,6 @@ impl Shared {
                     None => s.end,
                 };
                 let end = end.min(s.end);
-                while self.urgent.load(SeqCst) > 0 {
-                    std::thread::yield_now();
-                }
                 // What has gone meanwhile needs nothing.
                 let _ = self.uffd.unregister(at, end - at);
                 at = end;

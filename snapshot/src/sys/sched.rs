@@ -56,29 +56,6 @@ impl Drop for Preferred {
     }
 }
 
-/// Runs the calling thread in real time while it holds what a thread in real time may come to wait for: else a third one
-/// could take its processor, and both would wait. Nothing changes for one that runs so already, or without the right.
-#[derive(Debug)]
-pub struct Ceiling(bool);
-
-impl Ceiling {
-    /// It begins.
-    #[must_use]
-    pub fn begin() -> Self {
-        // SAFETY: the call takes a number only.
-        let ordinary = unsafe { libc::sched_getscheduler(SELF) } == libc::SCHED_OTHER;
-        Self(ordinary && real_time(SELF))
-    }
-}
-
-impl Drop for Ceiling {
-    fn drop(&mut self) {
-        if self.0 {
-            ordinary(SELF);
-        }
-    }
-}
-
 /// Another process, preferred for a time; one that is scheduled in a special way already is left as it is.
 #[derive(Debug)]
 pub struct Boost(i32);
