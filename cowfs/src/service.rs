@@ -68,6 +68,8 @@ pub struct Service {
     receiving: Mutex<()>,
     /// Told when a mount is gone.
     gone: Condvar,
+    /// The store's thread.
+    background: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 fn micros(start: Instant) -> u64 {
@@ -86,7 +88,7 @@ impl Service {
         })?;
         let store = Store::open(&dir)?;
         history::drop_stale(&store)?;
-        store
+        let background = store
             .start_background()
             .map_err(|e| Failure::new(format!("no thread for the store: {e}")))?;
         Ok(Arc::new(Self {
@@ -96,6 +98,7 @@ impl Service {
             pack_age_us: AtomicI64::new(0),
             receiving: Mutex::default(),
             gone: Condvar::new(),
+            background: Mutex::new(Some(background)),
         }))
     }
 
@@ -252,12 +255,17 @@ impl Service {
         self.finish()
     }
 
-    /// Ends the background work and commits.
+    /// Ends the background work and commits. Nobody else has the store then, so it can be opened again.
     ///
     /// # Errors
     /// The store's.
     pub fn finish(&self) -> Result<(), Failure> {
         self.store.stop_background();
+        // Each holds the store, and so its lock.
+        if let Some(thread) = crate::mount::lock(&self.background).take() {
+            let _ = thread.join();
+        }
+        self.store.join_gc();
         Ok(self.store.commit()?)
     }
 

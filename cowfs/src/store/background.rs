@@ -153,10 +153,27 @@ impl Store {
                     }
                 }
             });
-        if let Err(e) = spawned {
-            self.gc_busy.store(false, Ordering::Release);
-            self.gc_backoff.failed();
-            tracing::error!(error = %e, "no thread for garbage collection");
+        match spawned {
+            Ok(thread) => *self.gc_thread() = Some(thread),
+            Err(e) => {
+                self.gc_busy.store(false, Ordering::Release);
+                self.gc_backoff.failed();
+                tracing::error!(error = %e, "no thread for garbage collection");
+            }
+        }
+    }
+
+    fn gc_thread(&self) -> std::sync::MutexGuard<'_, Option<std::thread::JoinHandle<()>>> {
+        self.gc_thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the end of a collection in the background, which [`Store::stop_background`] has asked for.
+    pub fn join_gc(&self) {
+        let thread = self.gc_thread().take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
         }
     }
 

@@ -41,9 +41,7 @@ impl tree::Pages for Reader<'_> {
     type Error = StoreError;
 
     fn read(&mut self, id: PageId) -> Result<std::sync::Arc<Page>, StoreError> {
-        if self.store.gc_stop.load(Ordering::Relaxed) {
-            return Err(StoreError::Refused("garbage collection was stopped".into()));
-        }
+        self.store.gc_may_go()?;
         self.store.gc_done.fetch_add(1, Ordering::Relaxed);
         self.pace.step();
         read_page(self.file, self.pages, id)
@@ -141,6 +139,14 @@ impl Store {
             "garbage collected"
         );
         Ok(report)
+    }
+
+    /// Refuses to go on with a collection when the store is being closed.
+    pub(super) fn gc_may_go(&self) -> Result<(), StoreError> {
+        if self.gc_stop.load(Ordering::Relaxed) {
+            return Err(StoreError::Refused("garbage collection was stopped".into()));
+        }
+        Ok(())
     }
 
     /// Pages in use: what a collection reads, more or less.
@@ -301,6 +307,7 @@ impl Store {
                     continue;
                 }
                 if b > from {
+                    self.gc_may_go()?;
                     self.segments.punch(n, from * BLOCK, (b - from) * BLOCK);
                     for hole in from..b {
                         holes.set(hole);

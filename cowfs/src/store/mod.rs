@@ -169,6 +169,8 @@ pub struct Store {
     gc_stop: AtomicBool,
     /// A thread collects, and shall collect once more.
     gc_busy: AtomicBool,
+    /// The last collection in the background.
+    gc_thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     gc_again: AtomicBool,
     gc_backoff: background::Backoff,
     /// The host had no room when `meta` was to grow ahead; not tried again for a while.

@@ -229,6 +229,7 @@ impl Store {
             gc_served: AtomicU64::new(0),
             gc_stop: AtomicBool::new(false),
             gc_busy: AtomicBool::new(false),
+            gc_thread: Mutex::default(),
             gc_again: AtomicBool::new(false),
             gc_backoff: super::background::Backoff::default(),
             no_room: AtomicBool::new(false),

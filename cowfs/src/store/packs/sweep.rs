@@ -265,6 +265,7 @@ impl Store {
             .collect();
         let mut w = Writer::new(self, super::PackOptions::LEVEL)?;
         for ((pack, off), f) in sparse {
+            self.gc_may_go()?;
             let frame = self.packs.frame_of_disk(pack, off, f.bytes);
             let Some(frame) = frame.ok().filter(|f| f.chunks.iter().all(|c| c.good)) else {
                 gone.remove(&(pack, off));
