@@ -2,6 +2,7 @@
 
 pub mod driver;
 pub mod dump;
+pub mod history;
 pub mod image;
 pub mod live;
 pub mod simdisk;
