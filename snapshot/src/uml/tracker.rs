@@ -500,9 +500,11 @@ impl<'a> Tracker<'a> {
             self.room.resize(len as usize, 0);
         }
         let buffer = &mut self.room[..len as usize];
-        self.own_memory
-            .gather(&all, buffer)
-            .map_err(|(at, e)| Error::Memory(self.main, at, image::errno_of(&e)))?;
+        if self.own_memory.gather(&all, buffer).is_err() {
+            // Something is gone: what is left is read page by page. What is there at the point in time and was not read is
+            // an error then.
+            return Ok(self.read_pages(&all));
+        }
         let mut rest = &buffer[..];
         for address in all.into_iter().flat_map(|r| r.step_by(PAGE as usize)) {
             let (page, more) = rest.split_at(PAGE as usize);
@@ -513,6 +515,22 @@ impl<'a> Tracker<'a> {
             rest = more;
         }
         Ok(len)
+    }
+
+    /// Reads pages one by one; those that are not there are no pages any more. How many bytes there were.
+    fn read_pages(&mut self, all: &[std::ops::Range<u64>]) -> u64 {
+        let mut bytes = 0;
+        for at in all.iter().cloned().flat_map(|r| r.step_by(PAGE as usize)) {
+            let mut page = vec![0; PAGE as usize];
+            let range = at..at + PAGE;
+            if self.own_memory.gather(&[range], &mut page).is_ok() {
+                self.own.insert(at, page);
+                bytes += PAGE;
+            } else {
+                self.own.remove(&at);
+            }
+        }
+        bytes
     }
 
     /// Makes room for what the stop will find, if that is about as much as was found now: memory that has never been used

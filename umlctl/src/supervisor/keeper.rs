@@ -100,6 +100,8 @@ fn hear(channel: &OwnedFd) -> Result<(OwnedFd, Pid), Error> {
         Some(main) => {
             let pid = pidfd_number(main.as_fd())
                 .ok_or_else(|| Error::Start("it has ended at once".into()))?;
+            // Its number is known: now it may be reaped.
+            send(channel, b"+", None).map_err(system("answer the keeper"))?;
             Ok((main, pid))
         }
         None if text.is_empty() => Err(Error::Start("its keeper has ended".into())),
@@ -155,7 +157,11 @@ fn keep<S: Start>(plan: Plan<S>, channel: &OwnedFd) -> i32 {
         ),
     };
     match (main, said) {
-        (Ok((main, _)), Ok(())) => reap(main),
+        (Ok((main, _)), Ok(())) => {
+            // One that has ended at once has a number only until it is reaped.
+            let _ = receive(channel);
+            reap(main)
+        }
         _ => 1,
     }
 }
