@@ -11,7 +11,7 @@ use cowfs::store::Store;
 use crate::Rng;
 use crate::driver::{Driver, checkpoint};
 use crate::live::{Live, binary};
-use crate::simdisk::SimDisk;
+use crate::simdisk;
 
 /// So many bytes that do not compress.
 pub fn noise(rng: &mut Rng, len: usize) -> Vec<u8> {
@@ -144,9 +144,7 @@ pub fn shown(l: &Live, store: &Path, checkpoint: &str) -> String {
 
 /// A small store with a checkpoint.
 pub fn small() -> Arc<Store> {
-    let disk = SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
-    let store = Store::open_on(Arc::new(disk), None).expect("it opens");
+    let store = simdisk::store();
     let mut d = Driver::new(&store, "main");
     let mut rng = Rng(1);
     for i in 0..20 {

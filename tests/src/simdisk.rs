@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cowfs::store::Store;
 use cowfs::store::disk::{Disk, DiskFile, Space};
 
 use crate::Rng;
@@ -17,6 +18,11 @@ const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
 
 type Blocks = BTreeMap<u64, Arc<[u8; BLOCK]>>;
+
+/// A new store on a disk of its own.
+pub fn store() -> Arc<Store> {
+    SimDisk::default().store()
+}
 
 #[derive(Debug, Clone)]
 enum Change {
@@ -217,6 +223,12 @@ impl State {
 }
 
 impl SimDisk {
+    /// A new store on this disk.
+    pub fn store(&self) -> Arc<Store> {
+        Store::init_on(Arc::new(self.clone())).expect("a new store");
+        Store::open_on(Arc::new(self.clone()), None).expect("it opens")
+    }
+
     /// Lets the power go after `n` more operations that change something: all later ones fail.
     pub fn cut_after(&self, n: u64) {
         lock(&self.state).left = Some(n);

@@ -1,20 +1,11 @@
 //! Findings of the fuzz targets (tests/fuzz), kept as tests: requests that the kernel does not send, and trees that nobody
 //! but an attacker writes.
 
-use std::sync::Arc;
-
 use cowfs::fs::{FsError, Inode, Kv, inode, key, node, xattr};
 use cowfs::fuse::Op;
-use cowfs::store::Store;
 use cowfs_tests::driver::Driver;
 use cowfs_tests::dump::check;
-use cowfs_tests::simdisk::SimDisk;
-
-fn store() -> Arc<Store> {
-    let disk = SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
-    Store::open_on(Arc::new(disk), None).expect("it opens")
-}
+use cowfs_tests::simdisk::store;
 
 /// A file of a type that there is not had a record that could not be read again.
 #[test]

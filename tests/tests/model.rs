@@ -240,8 +240,7 @@ fn pattern(v: u8, len: usize) -> Vec<u8> {
 impl World {
     fn new() -> Self {
         let disk = SimDisk::default();
-        Store::init_on(Arc::new(disk.clone())).expect("a new store");
-        let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
+        let store = disk.store();
         let drv = Driver::new(&store, "main");
         Self {
             disk,

@@ -191,9 +191,7 @@ fn many_threads_on_one_store() {
 /// A checkpoint costs the same however many there are and however much a commit beside it has to write.
 #[test]
 fn checkpoints_stay_cheap() {
-    let disk = cowfs_tests::simdisk::SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
-    let store = Store::open_on(Arc::new(disk), None).expect("it opens");
+    let store = cowfs_tests::simdisk::store();
     let mut n = 0;
     let mut checkpoint = || {
         n += 1;

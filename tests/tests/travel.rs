@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use cowfs::history::stream::{Item, PLAIN, Reader, Record, VERSION, Writer};
 use cowfs::history::{SendOptions, receive, send};
 use cowfs::store::Store;
 use cowfs_tests::Rng;
@@ -15,7 +16,7 @@ use cowfs_tests::history::{
     at, blocks, clean, cowfs, fill, noise, ok, other, shown, small, text, tree,
 };
 use cowfs_tests::live::{Live, binary};
-use cowfs_tests::simdisk::SimDisk;
+use cowfs_tests::simdisk::{self, SimDisk};
 
 #[test]
 fn checkpoints_travel_whole_and_as_differences() {
@@ -189,7 +190,6 @@ fn what_replaced_files_have_of_the_base_is_not_sent_again() {
 /// A stream may name any place of its base.
 #[test]
 fn chunks_of_a_base_that_are_not_there_are_refused() {
-    use cowfs::history::stream::{Item, Reader, Record, VERSION, Writer};
     let from = small();
     let mut d = Driver::new(&from, "main");
     let f = d.create(1, "another").expect("room");
@@ -207,26 +207,8 @@ fn chunks_of_a_base_that_are_not_there_are_refused() {
     send(&from, options(Some(1)), &mut difference).expect("it is sent");
     let mut whole = Vec::new();
     send(&from, options(None), &mut whole).expect("it is sent");
-    let change = |stream: &[u8], item: &Item| {
-        let mut out = Vec::new();
-        let mut r = Reader::new(stream).expect("a stream");
-        let mut w = Writer::of_version(&mut out, VERSION).expect("memory");
-        let mut count = 0;
-        loop {
-            match r.read().expect("whole") {
-                Record::Items(mut items, at) => {
-                    items.push(item.clone());
-                    count += items.len() as u64;
-                    w.write(&Record::Items(items, at)).expect("memory");
-                }
-                Record::End(_, chunks) => {
-                    w.write(&Record::End(count, chunks)).expect("memory");
-                    return out;
-                }
-                record => w.write(&record).expect("memory"),
-            }
-        }
-    };
+    let change =
+        |stream: &[u8], item: &Item| twisted(stream, VERSION, &|items| items.push(item.clone()));
     let some = |ino, at, len| Item::Base(ino, at, len, [7; 32]);
     for (n, item) in [
         some(3, 0, 5),
@@ -239,7 +221,7 @@ fn chunks_of_a_base_that_are_not_there_are_refused() {
     .iter()
     .enumerate()
     {
-        let to = empty();
+        let to = simdisk::store();
         receive(&to, &stream_of(&from)[..], None).expect("the base");
         let e = receive(&to, &change(&difference, item)[..], None)
             .expect_err("no such bytes")
@@ -253,7 +235,7 @@ fn chunks_of_a_base_that_are_not_there_are_refused() {
         to.gc().expect("a collection");
         check(&to);
     }
-    let to = empty();
+    let to = simdisk::store();
     receive(&to, &stream_of(&from)[..], None).expect("the base");
     receive(&to, &difference[..], None).expect("unchanged");
     check(&to);
@@ -308,10 +290,26 @@ fn a_broken_stream_is_resumed_and_never_seen_in_part() {
     clean(&store);
 }
 
-fn empty() -> Arc<Store> {
-    let disk = SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
-    Store::open_on(Arc::new(disk), None).expect("it opens")
+/// A stream with other items, of a version, whose sums are right.
+fn twisted(stream: &[u8], version: u8, twist: &dyn Fn(&mut Vec<Item>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut r = Reader::new(stream).expect("a stream");
+    let mut w = Writer::of_version(&mut out, version).expect("memory");
+    let mut count = 0;
+    loop {
+        match r.read().expect("whole") {
+            Record::Items(mut items, at) => {
+                twist(&mut items);
+                count += items.len() as u64;
+                w.write(&Record::Items(items, at)).expect("memory");
+            }
+            Record::End(_, chunks) => {
+                w.write(&Record::End(count, chunks)).expect("memory");
+                return out;
+            }
+            record => w.write(&record).expect("memory"),
+        }
+    }
 }
 
 fn stream_of(store: &Store) -> Vec<u8> {
@@ -331,7 +329,7 @@ fn stream_of(store: &Store) -> Vec<u8> {
 fn damaged_and_hostile_streams_leave_nothing() {
     let from = small();
     let stream = stream_of(&from);
-    let to = empty();
+    let to = simdisk::store();
     let mut rng = Rng(4);
     for i in 0..300 {
         let mut bad = stream.clone();
@@ -373,28 +371,8 @@ fn damaged_and_hostile_streams_leave_nothing() {
 /// Sums that are right do not make records right.
 #[test]
 fn a_stream_whose_records_contradict_each_other_is_refused() {
-    use cowfs::history::stream::{Item, Reader, Record, Writer};
     let stream = stream_of(&small());
-    let change = |f: &dyn Fn(&mut Vec<Item>)| {
-        let mut out = Vec::new();
-        let mut r = Reader::new(&stream[..]).expect("a stream");
-        let mut w = Writer::new(&mut out).expect("memory");
-        let mut count = 0;
-        loop {
-            match r.read().expect("whole") {
-                Record::Items(mut items, at) => {
-                    f(&mut items);
-                    count += items.len() as u64;
-                    w.write(&Record::Items(items, at)).expect("memory");
-                }
-                Record::End(_, chunks) => {
-                    w.write(&Record::End(count, chunks)).expect("memory");
-                    return out;
-                }
-                record => w.write(&record).expect("memory"),
-            }
-        }
-    };
+    let change = |f: &dyn Fn(&mut Vec<Item>)| twisted(&stream, PLAIN, f);
     type Twist<'a> = &'a dyn Fn(&mut Vec<Item>);
     let bad: [Twist<'_>; 7] = [
         &|i| i.push(Item::Map(3, 1 << 40, vec![(5, [1; 32])])),
@@ -406,7 +384,7 @@ fn a_stream_whose_records_contradict_each_other_is_refused() {
         &|i| i.retain(|i| !matches!(i, Item::Map(..))),
     ];
     for (n, f) in bad.iter().enumerate() {
-        let to = empty();
+        let to = simdisk::store();
         let e = receive(&to, &change(*f)[..], None)
             .expect_err("nonsense")
             .to_string();
@@ -418,7 +396,7 @@ fn a_stream_whose_records_contradict_each_other_is_refused() {
         to.gc().expect("a collection");
         check(&to);
     }
-    let to = empty();
+    let to = simdisk::store();
     receive(&to, &change(&|_| ())[..], None).expect("unchanged");
 }
 
@@ -438,8 +416,7 @@ fn a_power_cut_while_receiving_leaves_all_or_nothing() {
     let mut whole = 0;
     for operations in 0..60 {
         let disk = SimDisk::default();
-        Store::init_on(Arc::new(disk.clone())).expect("a new store");
-        let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
+        let store = disk.store();
         disk.cut_after(operations);
         let done = receive(&store, &stream[..], None).is_ok();
         drop(store);

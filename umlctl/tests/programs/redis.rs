@@ -1,6 +1,7 @@
 //! Redis under load.
 
 use super::common::{Lines, Program, port};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,6 +14,16 @@ fn ask(to: &mut Lines, what: &str) -> String {
         Some(_) => to.line(),
         None => first,
     }
+}
+
+/// A Redis that keeps nothing on disk, and its port.
+fn start(dir: &Path) -> (Program, u16) {
+    let port = port();
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
+    command.args(["--save", "", "--appendonly", "no"]);
+    command.args(["--enable-debug-command", "local"]);
+    (Program::start(command, dir), port)
 }
 
 /// Counts on a connection of its own until told to end; how far it got.
@@ -30,12 +41,7 @@ fn count(connection: &mut Lines, key: &str, stop: &AtomicBool) -> u64 {
 #[test]
 fn redis_goes_on_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let port = port();
-    let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-    command.args(["--save", "", "--appendonly", "no"]);
-    command.args(["--enable-debug-command", "local"]);
-    let mut redis = Program::start(command, dir.path());
+    let (mut redis, port) = start(dir.path());
     let mut main = Lines::connect(port);
     for i in 0..2000 {
         assert_eq!(ask(&mut main, &format!("SET key:{i} {i:0100}")), "+OK");
@@ -85,11 +91,7 @@ fn redis_goes_on_where_it_was() {
 #[test]
 fn a_snapshot_under_load_is_one_point_in_time() {
     let dir = tempfile::tempdir().unwrap();
-    let port = port();
-    let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-    command.args(["--save", "", "--appendonly", "no"]);
-    let mut redis = Program::start(command, dir.path());
+    let (mut redis, port) = start(dir.path());
     let mut main = Lines::connect(port);
     let stop = AtomicBool::new(false);
     let (before, from, after) = thread::scope(|s| {

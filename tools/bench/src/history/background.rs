@@ -12,6 +12,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::{Value, json};
 
 use super::Plan;
+use super::tree::allocated;
 use crate::client::Random;
 use crate::peers::{Cowfs, FsUnderTest};
 use crate::results::median;
@@ -105,14 +106,14 @@ impl Scene<'_> {
         }
         self.fs.answer("gc", &["--wait"])?;
         settle();
-        self.peak_anew()?;
+        self.fs.peak_anew()?;
         let mut alone = Vec::new();
         for _ in 0..ALONE {
             alone.push(self.unit()?);
         }
-        let before = self.status("VmHWM:")?;
+        let before = self.fs.peak()?;
         let freed = self.store_bytes()?;
-        self.peak_anew()?;
+        self.fs.peak_anew()?;
         let runs = self.runs()?;
         let start = Instant::now();
         let (took, _) = self.fs.answer("prune", &["--keep-last", "1"])?;
@@ -133,7 +134,7 @@ impl Scene<'_> {
         }
         let took = start.elapsed().as_secs_f64();
         let kind = self.kind;
-        let after = self.status("VmHWM:")?;
+        let after = self.fs.peak()?;
         let left = self.store_bytes()?;
         for _ in 0..ALONE {
             alone.push(self.unit()?);
@@ -230,45 +231,12 @@ impl Scene<'_> {
     /// Bytes of blocks that contents take.
     fn store_bytes(&self) -> Result<f64> {
         settle();
-        fn blocks(dir: &Path) -> Result<u64> {
-            use std::os::unix::fs::MetadataExt;
-            let mut sum = 0;
-            for e in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
-                let e = e.context("reading a directory")?;
-                let m = e.metadata().context("looking at a file")?;
-                sum += if m.is_dir() {
-                    blocks(&e.path())?
-                } else {
-                    m.blocks() * 512
-                };
-            }
-            Ok(sum)
-        }
-        let mut sum = blocks(&self.fs.store().join("data"))?;
+        let mut sum = allocated(&self.fs.store().join("data"))?;
         let packs = self.fs.store().join("packs");
         if packs.exists() {
-            sum += blocks(&packs)?;
+            sum += allocated(&packs)?;
         }
-        Ok(sum as f64)
-    }
-
-    fn daemon(&self) -> Result<i32> {
-        self.fs.pids().first().copied().context("no daemon")
-    }
-
-    /// From here on the peak of the daemon's memory is counted anew.
-    fn peak_anew(&self) -> Result<()> {
-        let path = format!("/proc/{}/clear_refs", self.daemon()?);
-        fs::write(&path, "5").with_context(|| format!("writing {path}"))
-    }
-
-    /// A field of the daemon's status, bytes.
-    fn status(&self, field: &str) -> Result<f64> {
-        let path = format!("/proc/{}/status", self.daemon()?);
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let line = text.lines().find_map(|l| l.strip_prefix(field));
-        let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
-        Ok(kib.with_context(|| format!("{field} in {path}"))? * 1024.0)
+        Ok(sum)
     }
 }
 

@@ -222,20 +222,36 @@ impl Cowfs {
         Ok(timed(command(&self.binary, &["--version"]))?.as_secs_f64() * 1e6)
     }
 
+    /// Number of the daemon.
+    fn daemon(&self) -> Result<i32> {
+        self.pids().first().copied().context("no daemon")
+    }
+
     /// Resident memory of the daemon, bytes.
     pub fn rss(&self) -> Result<f64> {
-        let pid = *self.pids().first().context("no daemon")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        self.memory("VmRSS")
+    }
+
+    /// The most that the daemon's resident memory has been since [`Cowfs::peak_anew`], bytes.
+    pub fn peak(&self) -> Result<f64> {
+        self.memory("VmHWM")
+    }
+
+    /// From here on the peak of the daemon's memory is counted anew.
+    pub fn peak_anew(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.daemon()?);
+        std::fs::write(&path, "5").with_context(|| format!("writing {path}"))
+    }
+
+    /// A field of the daemon's status, bytes.
+    fn memory(&self, field: &'static str) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon()?))
             .context("status of the daemon")?;
         let line = status
             .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .context("VmRSS")?;
-        let kib: f64 = line
-            .trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .context("VmRSS")?;
+            .find_map(|l| l.strip_prefix(field)?.strip_prefix(':'))
+            .context(field)?;
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse().context(field)?;
         Ok(kib * 1024.0)
     }
 }
