@@ -3,11 +3,10 @@
 //! again; without it the host would answer by a reset.
 
 use super::args::Hold;
-use crate::control::short;
+use crate::control::{may, short};
 use crate::sys::fd::{inherited, pass};
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use snapshot::files::Held;
 use std::fs::{Permissions, remove_file, set_permissions};
 use std::io::{Read, Write};
@@ -95,10 +94,8 @@ fn wait(listener: &UnixListener) -> Option<UnixStream> {
         let Ok((mut socket, _)) = listener.accept() else {
             continue;
         };
-        let own = nix::unistd::geteuid().as_raw();
-        let may = getsockopt(&socket, PeerCredentials).is_ok_and(|p| [0, own].contains(&p.uid()));
         let _ = socket.set_read_timeout(Some(SOON));
-        if may && socket.read_exact(&mut [0]).is_ok() {
+        if may(&socket) && socket.read_exact(&mut [0]).is_ok() {
             return Some(socket);
         }
     }

@@ -8,10 +8,12 @@ pub mod client;
 use crate::snapshots::store::Figures;
 use crate::vm::name::Name;
 use crate::vm::state::State;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Version of the protocol.
@@ -170,6 +172,12 @@ fn understand<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
     }
     let message: Message<T> = serde_json::from_slice(text).map_err(malformed)?;
     Ok(message.body)
+}
+
+/// Whether whoever is at the other end of a socket may ask for something: root, and our own user.
+pub fn may(socket: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    getsockopt(socket, PeerCredentials).is_ok_and(|peer| [0, own].contains(&peer.uid()))
 }
 
 /// Does something with the path of a socket that may be longer than an address has room for (107 bytes), by a descriptor of

@@ -1,8 +1,7 @@
 //! Connections to the control socket.
 
 use super::queue::{Got, Queue, read};
-use crate::control::{Answer, Request, WaitFor, decode, encode};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use crate::control::{Answer, Request, WaitFor, decode, encode, may};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -51,9 +50,7 @@ impl Client {
     /// The next connection, if there is one from somebody who may.
     pub fn accept(listener: &UnixListener) -> Option<Self> {
         let (socket, _) = listener.accept().ok()?;
-        let peer = getsockopt(&socket, PeerCredentials).ok()?;
-        let own = nix::unistd::geteuid().as_raw();
-        if peer.uid() != 0 && peer.uid() != own {
+        if !may(&socket) {
             return None;
         }
         socket.set_nonblocking(true).ok()?;
