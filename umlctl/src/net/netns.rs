@@ -226,6 +226,8 @@ pub struct Making {
     index: u32,
     /// What makes the host's side, and the rules.
     tools: Option<(Tool, Tool)>,
+    /// It is new, and not whole yet.
+    undo: bool,
 }
 
 /// Begins to make a VM's namespace and the way to it: the namespace, and its tap, which is opened. One that is there stays,
@@ -241,29 +243,29 @@ pub fn begin(index: u32) -> Result<(Making, OwnedFd), Error> {
             source,
         })
     };
-    let mut making = Making { index, tools: None };
     if is_complete(index) {
-        return Ok((making, within(index, || tap(tap::open))?));
+        let there = Making {
+            index,
+            tools: None,
+            undo: false,
+        };
+        return Ok((there, within(index, || tap(tap::open))?));
     }
     remove(index)?;
-    let begun = add(index).and_then(|()| {
-        let outside = ip(&outside(index))?;
-        // Rules need no interface of theirs to be there.
-        let inside = within(index, || {
-            let tool = start("nft", "nftables", &["-f", "-"], &rules(index))?;
-            Ok((tool, tap(tap::make)?))
-        });
-        let (rules, tap) = inside?;
-        making.tools = Some((outside, rules));
-        Ok(tap)
-    });
-    match begun {
-        Ok(tap) => Ok((making, tap)),
-        Err(e) => {
-            let _ = remove(index);
-            Err(e)
-        }
-    }
+    let mut making = Making {
+        index,
+        tools: None,
+        undo: true,
+    };
+    add(index)?;
+    let outside = ip(&outside(index))?;
+    // Rules need no interface of theirs to be there.
+    let (rules, tap) = within(index, || {
+        let tool = start("nft", "nftables", &["-f", "-"], &rules(index))?;
+        Ok((tool, tap(tap::make)?))
+    })?;
+    making.tools = Some((outside, rules));
+    Ok((making, tap))
 }
 
 impl Making {
@@ -275,27 +277,26 @@ impl Making {
         let Some((outside, rules)) = self.tools.take() else {
             return Ok(());
         };
-        let index = self.index;
-        let result = outside.end().and_then(|()| {
-            // For packets between VMs. Set for this interface alone: the host need not be a router.
-            sysctl(&format!("conf/{}/forwarding", names::outer(index)), "1")?;
-            within(index, || {
-                ip(&inside())?.end()?;
-                rules.end()?;
-                // Last: until the rules stand nothing passes.
-                sysctl("ip_forward", "1")
-            })
-        });
-        if result.is_err() {
-            let _ = remove(index);
-        }
-        result
+        outside.end()?;
+        // For packets between VMs. Set for this interface alone: the host need not be a router.
+        let forwarding = format!("conf/{}/forwarding", names::outer(self.index));
+        sysctl(&forwarding, "1")?;
+        within(self.index, || {
+            ip(&inside())?.end()?;
+            rules.end()?;
+            // Last: until the rules stand nothing passes.
+            sysctl("ip_forward", "1")
+        })?;
+        self.undo = false;
+        Ok(())
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
-        if self.tools.take().is_some() {
+        // Before that whoever works on it has ended.
+        self.tools = None;
+        if self.undo {
             let _ = remove(self.index);
         }
     }
