@@ -57,9 +57,14 @@ impl Memory {
         nix::sys::statfs::fstatfs(&self.file).is_ok_and(|s| s.filesystem_type().0 == FUSE)
     }
 
-    /// Whether a mapping is of it.
+    /// Whether a file is it.
+    pub fn has(&self, dev: u64, ino: u64) -> bool {
+        (dev, ino) == self.id
+    }
+
+    /// Whether a mapping is of it, and shared.
     pub fn is(&self, m: &Map) -> bool {
-        m.shared && (m.dev, m.ino) == self.id
+        m.shared && self.has(m.dev, m.ino)
     }
 }
 

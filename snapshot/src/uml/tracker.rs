@@ -110,15 +110,6 @@ struct Made {
     main: Vec<(u64, u64)>,
 }
 
-/// What user processes have mapped since each was last looked at.
-#[derive(Debug, Default)]
-struct Followed {
-    /// Of those that are followed, by number.
-    made: HashMap<i32, Vec<Mapping>>,
-    /// How often the kernel has lost something.
-    lost: u64,
-}
-
 impl Made {
     fn new(len: u64) -> Self {
         Self {
@@ -147,7 +138,8 @@ pub struct Tracker<'a> {
     own_memory: ProcMem,
     mappings: Option<Mappings>,
     made: Made,
-    followed: Followed,
+    /// What user processes have mapped since each was last looked at; of those that are followed, by number.
+    followed: HashMap<i32, Vec<Mapping>>,
     tracked: Vec<Tracked>,
     /// User processes as of the last look.
     pub users: Users,
@@ -189,7 +181,7 @@ impl<'a> Tracker<'a> {
             own_memory: ProcMem::open(main).map_err(io("mem"))?,
             mappings,
             made: Made::new(memory.len),
-            followed: Followed::default(),
+            followed: HashMap::new(),
             tracked: Vec::new(),
             users: Users::new(),
             own: BTreeMap::new(),
@@ -296,12 +288,13 @@ impl<'a> Tracker<'a> {
                 if m.pid == main {
                     made.main.push((m.start, m.start + m.len));
                 }
-                if let Some(list) = followed.made.get_mut(&m.pid) {
+                if let Some(list) = followed.get_mut(&m.pid) {
                     list.push(m);
                 }
             }
             Record::Lost => {
-                followed.lost += 1;
+                // All of them are to be read anew.
+                followed.clear();
                 made.pages.add(0, all);
                 made.main.push((0, u64::MAX));
             }
@@ -400,7 +393,7 @@ impl<'a> Tracker<'a> {
         }
         before.values().for_each(|gone| pages.add_user(gone));
         let users = &self.users;
-        self.followed.made.retain(|pid, _| users.contains_key(pid));
+        self.followed.retain(|pid, _| users.contains_key(pid));
         Ok(())
     }
 
@@ -424,29 +417,29 @@ impl<'a> Tracker<'a> {
     /// Brings what is known of a user process up to date, if that can be done without reading it all.
     fn follow(&mut self, pid: i32, mut old: Known) -> Option<Known> {
         self.note_made();
-        let lost = self.followed.lost;
-        let made = std::mem::take(self.followed.made.get_mut(&pid)?);
+        let made = std::mem::take(self.followed.get_mut(&pid)?);
         let now = Stamp::of(pid).ok()?;
         // What was made meanwhile may be in the stamp already, or not.
-        self.note_made();
-        let quiet = lost == self.followed.lost && self.followed.made.get(&pid)?.is_empty();
-        (quiet && lost == old.lost && old.follow(made, now, self.memory)).then_some(old)
+        (self.is_quiet(pid) && old.follow(made, now, self.memory)).then_some(old)
     }
 
     /// Reads all of a user process, and from then on has it followed.
     fn read_user(&mut self, pid: i32) -> Option<Known> {
         self.note_made();
-        let lost = self.followed.lost;
-        let recorded = self.mappings.is_some();
-        self.followed.made.insert(pid, Vec::new());
+        if self.mappings.is_some() {
+            self.followed.insert(pid, Vec::new());
+        }
         let before = Stamp::of(pid).ok()?;
         let mut known = Known::read(pid, self.main, self.memory)?;
-        self.note_made();
-        let quiet = lost == self.followed.lost && self.followed.made.get(&pid)?.is_empty();
-        let same = Stamp::of(pid).is_ok_and(|after| before == after);
-        known.stamp = (recorded && quiet && same).then_some(before);
-        known.lost = lost;
+        let same = self.is_quiet(pid) && Stamp::of(pid).is_ok_and(|after| before == after);
+        known.stamp = same.then_some(before);
         Some(known)
+    }
+
+    /// Whether a user process is followed, and has mapped nothing since its record was taken.
+    fn is_quiet(&mut self, pid: i32) -> bool {
+        self.note_made();
+        self.followed.get(&pid).is_some_and(Vec::is_empty)
     }
 
     /// Whether what is followed is what is there. All stand still.

@@ -71,7 +71,9 @@ impl Space {
     pub fn new(maps: &[Map], memory: &Memory) -> Self {
         let span = |m: &Map| Span {
             end: m.end,
-            of: ((m.dev, m.ino) == memory.id).then_some((m.shared, m.offset, m.prot)),
+            of: memory
+                .has(m.dev, m.ino)
+                .then_some((m.shared, m.offset, m.prot)),
         };
         Self(maps.iter().map(|m| (m.start, span(m))).collect())
     }
@@ -107,7 +109,9 @@ impl Space {
         for m in made.iter().filter(|m| m.len > 0) {
             let span = Span {
                 end: m.start + m.len,
-                of: ((m.dev, m.ino) == memory.id).then_some((m.shared, m.offset, m.prot as i32)),
+                of: memory
+                    .has(m.dev, m.ino)
+                    .then_some((m.shared, m.offset, m.prot as i32)),
             };
             fresh += self.put(m.start, span);
         }
@@ -154,8 +158,6 @@ pub struct Known {
     pub space: Space,
     /// As of when that was so; none if it was not to be said.
     pub stamp: Option<Stamp>,
-    /// How often the record of new mappings had lost something then.
-    pub lost: u64,
 }
 
 impl Known {
@@ -166,7 +168,6 @@ impl Known {
             ran: ran(pid).ok()?,
             space: Space::new(&proc::maps(pid).ok()?, memory),
             stamp: None,
-            lost: 0,
         })
     }
 
@@ -263,7 +264,6 @@ mod tests {
                 ran: [0; 3],
                 space: Space::default(),
                 stamp: Some(stamp(&model)),
-                lost: 0,
             };
             let mut time = 0;
             for round in rounds {
