@@ -12,6 +12,8 @@ fn captured(dir: &Path, arguments: &[&str]) {
     command.args(arguments);
     let mut target = common::start(command, &dir.join("out"), "ready");
     common::capture(&mut target, dir);
+    // The program goes on once it finds that it was away for this long.
+    std::thread::sleep(std::time::Duration::from_millis(100));
 }
 
 #[test]
