@@ -1,10 +1,14 @@
 //! What is read of a process beside its memory and files.
 
+mod common;
+
+use snapshot::capture::threads::Known;
 use snapshot::capture::{plan, state, userfault};
 use snapshot::proc;
 use snapshot::sys::remote;
 use snapshot::target::journal::Journal;
 use snapshot::target::{Driver, Stopped};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
@@ -98,7 +102,7 @@ fn check(user: &str, uid: u32) {
     let threads = state::Threads::read(&stopped, &before).unwrap();
     let mut driver =
         Driver::enter(&stopped, stopped.threads(), &mut journal, Some(foothold)).unwrap();
-    let asked = state::ask(&mut driver, &before, threads).unwrap();
+    let asked = state::ask(&mut driver, &before, threads, &HashMap::new()).unwrap();
     let (mut p, _, xstates) = state::put_together(&mut driver, &before, asked, &stopped).unwrap();
     xstates.put(&mut p);
     driver.unsettle().unwrap();
@@ -147,6 +151,71 @@ fn of_root() {
 #[test]
 fn of_nobody() {
     check("nobody", 65534);
+}
+
+/// What a thread told before the stop counts in it if it made no call that could have changed it. The one that took signals
+/// and the one that ended count as changed; the one that changed its stack is asked again, and so told right.
+#[test]
+fn what_threads_told_before_the_stop_holds_or_is_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(common::compile("altstacks", dir.path()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let target = Target(child);
+    let pid = target.pid();
+    let tids: Vec<i32> = line.split_whitespace().flat_map(str::parse).collect();
+    let planned = plan::plan(pid, false).unwrap().0.remove(0);
+    let mut before = planned.before.unwrap();
+    let mut journal = Journal::create(dir.path(), pid, planned.start_time).unwrap();
+    let stopped = Stopped::one(pid, pid).unwrap();
+    let mut driver = Driver::enter(&stopped, &[pid], &mut journal, None).unwrap();
+    let foothold = driver
+        .settle(before.scratch_len(planned.threads, planned.timers))
+        .unwrap();
+    driver.leave().unwrap();
+    stopped.release();
+
+    let (known, hot) = Known::look(pid, &mut before, &mut journal, foothold).unwrap();
+    assert!(hot.len() >= 8, "{hot:x?}");
+    let signal = nix::sys::signal::Signal::SIGUSR2;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+    let ended = || !proc::threads(pid).unwrap().contains(&tids[3]);
+    while !ended() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // Each of the others has gone round some times.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+
+    let stopped = Stopped::all(pid).unwrap();
+    let still = known.still();
+    let told: Vec<i32> = still.keys().copied().collect();
+    assert_eq!(told, [tids[0]]);
+    let ask = |journal: &mut Journal, known: &HashMap<i32, _>| {
+        let threads = state::Threads::read(&stopped, &before).unwrap();
+        let all = stopped.threads().iter().copied();
+        let silent: Vec<i32> = all.filter(|t| !known.contains_key(t)).collect();
+        let mut driver = Driver::enter(&stopped, &silent, journal, Some(foothold)).unwrap();
+        let asked = state::ask(&mut driver, &before, threads, known).unwrap();
+        let p = state::put_together(&mut driver, &before, asked, &stopped).unwrap();
+        driver.leave().unwrap();
+        let own = |t: &snapshot::image::manifest::Thread| (t.tid, t.altstack, t.clear_child_tid);
+        p.0.threads.iter().map(own).collect::<Vec<_>>()
+    };
+    let all = ask(&mut journal, &HashMap::new());
+    assert_eq!(ask(&mut journal, &still), all);
+    assert!(all.iter().all(|t| t.2 != 0), "{all:?}");
+    let size = |tid| all.iter().find(|t| t.0 == tid).unwrap().1.2;
+    assert_eq!((size(tids[0]), size(tids[2])), (64 << 10, 64 << 10));
+    assert!(size(tids[1]) > 64 << 10, "{all:?}");
+    let mut driver = Driver::enter(&stopped, &[pid], &mut journal, Some(foothold)).unwrap();
+    driver.unsettle().unwrap();
+    driver.leave().unwrap();
+    stopped.release();
 }
 
 #[test]

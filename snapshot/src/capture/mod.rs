@@ -1,12 +1,15 @@
 //! Taking a snapshot: what may be taken ([`plan`]), what there is beside memory and open files ([`state`], [`ranges`]), and
 //! the order of events.
 
+mod directory;
+mod guardian;
 pub mod hold;
 pub mod host;
 pub mod plan;
 pub mod ranges;
 pub mod run;
 pub mod state;
+pub mod threads;
 pub mod userfault;
 
 use nix::errno::Errno;

@@ -1,7 +1,10 @@
 //! The order of a snapshot. `docs/snapshot.md`, sections 1 to 4.
 
+use super::directory::Directory;
+use super::guardian::Guardian;
 use super::plan::{self, Planned, Refusal};
 use super::ranges::{Objects, Treatment, treatment};
+use super::threads::{Known, hot_pages};
 use super::{Error, hold, host, state, userfault};
 use crate::files;
 use crate::image::index::{Entry, Index};
@@ -150,6 +153,7 @@ struct Target {
     journal: Journal,
     foothold: Option<Foothold>,
     tracker: Option<Tracker>,
+    known: Known,
 }
 
 /// What was read of a process at the point in time.
@@ -232,9 +236,11 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             journal,
             foothold: None,
             tracker: None,
+            known: Known::default(),
         });
     }
-    let guardian = Guardian::start(options, &targets)?;
+    let journals = targets.iter().map(|t| t.journal.path());
+    let guardian = Guardian::start(options.guardian.as_deref(), journals)?;
     // Dropped before the guardian, which is needed until they are tidied up.
     let mut targets = targets;
     for t in &mut targets {
@@ -340,6 +346,9 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     crate::fault::point("snapshot.running");
 
     // The target runs, or is kept stopped; nothing more is asked of it.
+    for t in &mut targets {
+        std::mem::take(&mut t.known).forget();
+    }
     let mut entries = object_entries;
     let mut manifest = Manifest {
         taken,
@@ -541,14 +550,23 @@ impl Target {
             Method::StopAndCopy => None,
         };
         driver.leave()?;
+        let mut hot = hot_pages(pid);
         stopped.release();
         report.prepare_us = report.prepare_us.max(us(begin.elapsed()));
         if let Some(uffd) = uffd {
+            let before = self.planned.before.as_mut();
+            if let (Some(before), Some(foothold)) = (before, self.foothold) {
+                let (known, more) = Known::look(pid, before, &mut self.journal, foothold)?;
+                self.known = known;
+                hot.extend(more);
+            }
             let options = memory::Options {
                 parent: parent.cloned(),
                 ..memory::Options::default()
             };
-            self.tracker = Some(Tracker::new(pid, uffd, self.space, pages.clone(), options)?);
+            let mut tracker = Tracker::new(pid, uffd, self.space, pages.clone(), options)?;
+            tracker.set_hot(&hot);
+            self.tracker = Some(tracker);
         }
         Ok(())
     }
@@ -591,10 +609,17 @@ impl Target {
         let mut clock = Laps::new();
         let threads = state::Threads::read(stopped, before)?;
         clock.lap("registers");
-        let mut driver =
-            Driver::enter(stopped, stopped.threads(), &mut self.journal, self.foothold)?;
+        let known = self.known.still();
+        let all = stopped.threads();
+        let silent: Vec<i32> = all
+            .iter()
+            .enumerate()
+            .filter(|(i, t)| *i == 0 || !known.contains_key(t))
+            .map(|(_, &t)| t)
+            .collect();
+        let mut driver = Driver::enter(stopped, &silent, &mut self.journal, self.foothold)?;
         clock.lap("driver entered");
-        let asked = state::ask(&mut driver, before, threads)?;
+        let asked = state::ask(&mut driver, before, threads, &known)?;
         Ok(Asking {
             planned: &self.planned,
             before,
@@ -760,107 +785,4 @@ impl Laps {
 
 fn us(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The directory of a snapshot in the making: removed again unless it is kept.
-#[derive(Debug)]
-struct Directory {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Directory {
-    fn create(path: &Path) -> Result<Self, Error> {
-        let fail = |e| Error::Directory(path.into(), e);
-        match std::fs::create_dir(path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                if path.join(store::NAME).exists() || !is_leftover(path) {
-                    return Err(Error::Exists(path.into()));
-                }
-                std::fs::remove_dir_all(path).map_err(fail)?;
-                std::fs::create_dir(path).map_err(fail)?;
-            }
-            Err(e) => return Err(fail(e)),
-        }
-        use std::os::unix::fs::PermissionsExt;
-        // Memory holds secrets.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(fail)?;
-        Ok(Self {
-            path: path.into(),
-            keep: false,
-        })
-    }
-
-    fn keep(mut self) {
-        self.keep = true;
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-/// Whether a directory holds nothing but what a snapshot that was never published leaves.
-fn is_leftover(path: &Path) -> bool {
-    let known = ["pages", "index", "manifest.new", "files", "index.new"];
-    std::fs::read_dir(path).is_ok_and(|d| {
-        d.flatten()
-            .all(|e| e.file_name().to_str().is_some_and(|n| known.contains(&n)))
-    })
-}
-
-/// The process that repairs targets if we die.
-#[derive(Debug)]
-struct Guardian(Option<std::process::Child>, Vec<PathBuf>);
-
-impl Guardian {
-    fn start(options: &Options, targets: &[Target]) -> Result<Self, Error> {
-        use std::io::Read;
-        use std::process::{Command, Stdio};
-        let Some(program) = &options.guardian else {
-            return Ok(Self(None, Vec::new()));
-        };
-        let fail = |e| Error::Guardian(program.clone(), e);
-        let mut command = Command::new(program);
-        command
-            .arg("rescue")
-            .arg("--watch")
-            .arg(std::process::id().to_string());
-        command.args(targets.iter().map(|t| t.journal.path()));
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(fail)?;
-        // It says that it holds a descriptor of us: from then on it will see us end.
-        let mut byte = [0u8];
-        if let Some(out) = &mut child.stdout {
-            out.read_exact(&mut byte).map_err(fail)?;
-        }
-        let journals = targets.iter().map(|t| t.journal.path().into());
-        Ok(Self(Some(child), journals.collect()))
-    }
-
-    fn end(self) {
-        drop(self);
-    }
-}
-
-impl Drop for Guardian {
-    fn drop(&mut self) {
-        let active = |p: &PathBuf| Journal::look(p).is_ok_and(|r| r.active);
-        if self.1.iter().any(active) {
-            // It repairs after our end what we could not.
-            return;
-        }
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }

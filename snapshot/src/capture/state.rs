@@ -1,6 +1,7 @@
 //! What a process is beside its memory and open files: identity, signals, timers, threads.
 
 use super::Error;
+use super::threads::{Own, Questions};
 use crate::image::manifest::{
     Credentials, PosixTimer, Prctl, Process, SignalAction, Space, Thread,
 };
@@ -31,8 +32,8 @@ pub struct Before {
     stat: Stat,
     exe: PathBuf,
     auxv: Vec<u64>,
-    /// A thread that our first stop has interrupted in a call with a timeout: where, and in which one.
-    interrupted: Option<(i32, u64, u64)>,
+    /// Threads that our first look at them has interrupted in a call with a timeout: where, and in which one.
+    interrupted: HashMap<i32, (u64, u64)>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -62,7 +63,7 @@ impl Before {
             stat: proc::stat(pid)?,
             exe: proc::link(pid, "exe")?,
             auxv: auxv(pid)?,
-            interrupted: None,
+            interrupted: HashMap::new(),
         })
     }
 }
@@ -73,13 +74,13 @@ impl Before {
         self.status.groups.len() + 16
     }
 
-    /// Notes in which call the first stop has interrupted a thread.
+    /// Notes in which call the first stop of a thread has interrupted it.
     pub fn note_interrupted(&mut self, tid: i32) {
         if let Ok(r) = ptrace::regs(tid)
             && r.rax.cast_signed() == RESTARTBLOCK
             && r.orig_rax.cast_signed() != libc::SYS_restart_syscall
         {
-            self.interrupted = Some((tid, r.rip, r.orig_rax));
+            self.interrupted.insert(tid, (r.rip, r.orig_rax));
         }
     }
 
@@ -126,6 +127,13 @@ impl Xstates {
         for (thread, state) in process.threads.iter_mut().zip(self.0) {
             thread.xstate = BASE64.encode(state);
         }
+    }
+}
+
+impl Thread {
+    fn take(&mut self, own: Own) {
+        self.altstack = own.altstack;
+        self.clear_child_tid = own.clear_child_tid;
     }
 }
 
@@ -201,8 +209,8 @@ fn name_restarted(before: &Before, tid: i32, mut regs: ptrace::Regs) -> ptrace::
     let number = if seen && code[32..] != [0x0f, 0x05] {
         // The number of the call stands in rax by chance.
         None
-    } else if let Some((known, rip, number)) = before.interrupted
-        && (known, rip) == (tid, after)
+    } else if let Some(&(rip, number)) = before.interrupted.get(&tid)
+        && rip == after
     {
         Some(number)
     } else {
@@ -221,14 +229,6 @@ fn name_restarted(before: &Before, tid: i32, mut regs: ptrace::Regs) -> ptrace::
 
 fn encode(infos: Vec<[u8; 128]>) -> Vec<String> {
     infos.iter().map(|i| BASE64.encode(i)).collect()
-}
-
-/// The calls that are made in the name of each thread, and where their answers are.
-#[derive(Debug)]
-struct Questions {
-    altstack: Arg,
-    clear_child_tid: Arg,
-    process: Option<ProcessQuestions>,
 }
 
 #[derive(Debug)]
@@ -258,36 +258,38 @@ struct ProcessQuestions {
 #[derive(Debug)]
 pub struct Asked {
     threads: Threads,
-    questions: Vec<Questions>,
+    process: ProcessQuestions,
+    /// Numbers in `threads`.
+    questions: Vec<(usize, Questions)>,
     batches: Vec<Batch>,
     started: Started,
 }
 
-/// Has what must be asked in the process's own name be asked. The driver holds all threads, in the order of `threads`.
-pub fn ask(driver: &mut Driver<'_>, before: &Before, threads: Threads) -> Result<Asked, Error> {
+/// Has what must be asked in the process's own name be asked. The driver holds the first thread, and those that are not in
+/// `known`, in the order of `threads`.
+pub fn ask(
+    driver: &mut Driver<'_>,
+    before: &Before,
+    mut threads: Threads,
+    known: &HashMap<i32, Own>,
+) -> Result<Asked, Error> {
     let timers = timers(before.pid)?;
-    let mut batches = Vec::new();
-    let mut questions = Vec::new();
-    for i in 0..threads.threads.len() {
-        let mut b = Batch::new();
-        let altstack = b.room(24);
-        b.call(libc::SYS_sigaltstack, &[0.into(), altstack]);
-        let clear_child_tid = b.room(8);
-        b.call(
-            libc::SYS_prctl,
-            &[libc::PR_GET_TID_ADDRESS.into(), clear_child_tid],
-        );
-        let process = (i == 0).then(|| ask_process(&mut b, before, &timers));
-        questions.push(Questions {
-            altstack,
-            clear_child_tid,
-            process,
-        });
-        batches.push(b);
+    let mut batches = vec![Batch::new()];
+    let mut questions = vec![(0, Questions::ask(&mut batches[0]))];
+    let process = ask_process(&mut batches[0], before, &timers);
+    for (i, thread) in threads.threads.iter_mut().enumerate().skip(1) {
+        if let Some(own) = known.get(&thread.tid) {
+            thread.take(*own);
+        } else {
+            let mut b = Batch::new();
+            questions.push((i, Questions::ask(&mut b)));
+            batches.push(b);
+        }
     }
     let started = driver.start(&batches)?;
     Ok(Asked {
         threads,
+        process,
         questions,
         batches,
         started,
@@ -305,22 +307,15 @@ pub fn put_together(
     let pid = before.pid;
     let Asked {
         mut threads,
-        mut questions,
+        process: p,
+        questions,
         mut batches,
         started,
     } = asked;
     driver.finish(started, &mut batches)?;
-    for ((thread, q), b) in threads.threads.iter_mut().zip(&questions).zip(&batches) {
-        thread.altstack = (
-            b.word(q.altstack, 0),
-            b.word(q.altstack, 8) as u32,
-            b.word(q.altstack, 16),
-        );
-        thread.clear_child_tid = b.word(q.clear_child_tid, 0);
+    for ((i, q), b) in questions.iter().zip(&batches) {
+        threads.threads[*i].take(q.answers(b));
     }
-    let Some(p) = questions.swap_remove(0).process else {
-        return Err(TargetError::Ended(pid).into());
-    };
     let umask = batches[0].result(p.umask).unwrap_or_default();
     if umask != i64::from(before.status.umask) {
         let mut back = Batch::new();
@@ -662,14 +657,14 @@ mod tests {
         let stopped = Stopped::one(pid, pid).unwrap();
         before.note_interrupted(pid);
         let first = ptrace::regs(pid).unwrap();
-        let mut results = vec![before.interrupted == Some((pid, first.rip, nr))];
+        let mut results = vec![before.interrupted.get(&pid) == Some(&(first.rip, nr))];
         let mut again = first;
         again.orig_rax = libc::SYS_restart_syscall.cast_unsigned();
         let mut door = again;
         door.rax = again.orig_rax;
         door.rip -= 2;
         // Known from the stop before; and not known: then the code tells.
-        for known in [before.interrupted, None] {
+        for known in [before.interrupted.clone(), HashMap::new()] {
             before.interrupted = known;
             results.push(name_restarted(&before, pid, again).orig_rax == nr);
             let door = name_restarted(&before, pid, door);

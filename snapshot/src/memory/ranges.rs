@@ -20,6 +20,25 @@ impl Ranges {
         Self(spans)
     }
 
+    /// Keeps some of them.
+    pub fn retain(&mut self, keep: impl FnMut(&Span) -> bool) {
+        self.0.retain(keep);
+    }
+
+    /// The same without some other ranges.
+    pub fn less(&self, other: &Self) -> Self {
+        Self(self.0.iter().flat_map(|s| other.without(s)).collect())
+    }
+
+    /// What is in these and in others.
+    pub fn both(&self, other: &Self) -> Vec<Span> {
+        other
+            .0
+            .iter()
+            .flat_map(|s| self.cut(s.start, s.end))
+            .collect()
+    }
+
     pub fn iter(&self) -> std::slice::Iter<'_, Span> {
         self.0.iter()
     }
@@ -67,5 +86,12 @@ mod tests {
         assert_eq!(r.without(&(12..38)), [Span { start: 25, end: 30 }]);
         assert_eq!(r.without(&(60..70)), [Span { start: 60, end: 70 }]);
         assert!(r.without(&(31..49)).is_empty());
+        let hot = Ranges::new(&[12..13, 19..21, 60..61]);
+        let left = r.less(&hot);
+        assert_eq!(
+            left.iter().cloned().collect::<Vec<_>>(),
+            [10..12, 13..19, 21..25, 30..40, 40..50]
+        );
+        assert_eq!(r.both(&hot), [12..13, 19..20, 20..21]);
     }
 }

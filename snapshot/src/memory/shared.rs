@@ -141,10 +141,10 @@ impl Shared {
     /// A mapping that is registered may have grown (a stack, mremap): what was touched beyond the list that we had was
     /// reported, but could not be protected when its turn came, so all that is there counts as written.
     pub fn set_ranges(&self, t: &mut Table, now: &[Span]) -> Result<Vec<Span>, Error> {
-        let old = std::mem::replace(&mut t.ranges, Ranges::new(now));
+        let old = std::mem::replace(&mut t.mapped, Ranges::new(now));
         let mut untracked = Vec::new();
         for span in now {
-            if self.is_registered(span)? {
+            if self.is_registered(t, span)? {
                 for grown in old.without(span) {
                     self.note(t, &grown)?;
                 }
@@ -152,6 +152,10 @@ impl Shared {
                 untracked.push(span.clone());
             }
         }
+        // Huge pages stay whole.
+        let Table { hot, blocks, .. } = t;
+        hot.retain(|s| !blocks.get(&(s.start / BLOCK)).is_some_and(|b| b.huge));
+        t.ranges = t.mapped.less(&t.hot);
         Ok(untracked)
     }
 
@@ -171,13 +175,15 @@ impl Shared {
             .map_err(|e| self.source.scan_error(span.start, span.end, e))
     }
 
-    /// Whether a mapping is registered with us. Its first page is protected by the question, which does no harm.
+    /// Whether a mapping is registered with us. A page of it is protected by the question, which does no harm; not a hot one.
     /// A mapping is registered as a whole or not at all: the kernel never joins one that is with one that is not.
-    fn is_registered(&self, span: &Span) -> Result<bool, Error> {
-        match self.uffd.protect(span.start, 4096) {
+    fn is_registered(&self, t: &Table, span: &Span) -> Result<bool, Error> {
+        let cold = t.hot.without(span);
+        let page = cold.first().map_or(span.start, |s| s.start);
+        match self.uffd.protect(page, 4096) {
             Ok(()) => Ok(true),
             Err(nix::Error::ENOENT) => Ok(false),
-            Err(e) => Err(self.error("protect", span.start, span.start + 4096, e)),
+            Err(e) => Err(self.error("protect", page, page + 4096, e)),
         }
     }
 
@@ -427,7 +433,7 @@ impl Shared {
     /// Ends tracking in small steps: each holds the target's mmap_lock for writing.
     pub fn release(&self) {
         const STEP: u64 = 16 << 20;
-        let spans: Vec<Span> = self.table().ranges.iter().cloned().collect();
+        let spans: Vec<Span> = self.table().mapped.iter().cloned().collect();
         let blocks: Vec<u64> = self.table().blocks.keys().copied().collect();
         for s in spans {
             // Parts without a block hold nothing that is protected: one call, however large they are.

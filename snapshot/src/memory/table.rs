@@ -45,8 +45,12 @@ pub(super) struct Block {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub blocks: BTreeMap<u64, Block>,
-    /// The tracked ranges.
+    /// The tracked ranges: all of `mapped` but the hot pages.
     pub ranges: Ranges,
+    /// What is registered.
+    pub mapped: Ranges,
+    /// Pages that are not protected but read in the stop.
+    pub hot: Ranges,
     /// Blocks with writable pieces.
     pub writable: Vec<u64>,
     /// The point in time has been fixed.

@@ -63,7 +63,7 @@ fn copying_threads() -> usize {
 pub struct Fence {
     /// Bytes that are still to be copied, at most.
     pub unsaved: u64,
-    /// Ranges that cannot be tracked: the caller copies them now, with [`Tracker::copy_plain`].
+    /// Ranges that cannot be tracked, and hot pages: the caller copies them now, with [`Tracker::copy_plain`].
     pub untracked: Vec<Span>,
 }
 
@@ -148,6 +148,14 @@ impl Tracker {
         self.shared.set_ranges(&mut t, now)
     }
 
+    /// Before any range is set: names pages that are about to be written whatever happens, as a thread cannot even be
+    /// stopped, or make a call, without. They are not protected, but read in the stop. Huge pages stay whole, and
+    /// are protected all the same.
+    pub fn set_hot(&mut self, pages: &[u64]) {
+        let spans: Vec<Span> = pages.iter().map(|p| p & !0xfff..(p | 0xfff) + 1).collect();
+        self.shared.table().hot = Ranges::new(&spans);
+    }
+
     /// Protects and copies everything while the target runs, until little of it is writable. `current` gives the
     /// mappings as they are now; it is asked between rounds.
     pub fn track(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
@@ -229,7 +237,7 @@ impl Tracker {
         let begin = Instant::now();
         let mut t = self.shared.table_now();
         self.shared.check()?;
-        let untracked = self.shared.set_ranges(&mut t, now)?;
+        let mut untracked = self.shared.set_ranges(&mut t, now)?;
         let new = t.count_writable() * super::table::PIECE;
         if new > self.options.most_new && !force {
             return Ok(Frozen::Again { new });
@@ -240,8 +248,10 @@ impl Tracker {
                 .filter(|s| !untracked.contains(s))
                 .cloned()
                 .collect();
-            t.ranges = Ranges::new(&tracked);
+            t.mapped = Ranges::new(&tracked);
+            t.ranges = t.mapped.less(&t.hot);
         }
+        untracked.extend(t.mapped.both(&t.hot));
         self.stats.pieces_at_stop = t.count_writable();
         for block in std::mem::take(&mut t.writable) {
             if self.shared.protect(&mut t, block)? {
@@ -268,7 +278,11 @@ impl Tracker {
 
     /// Before the stop: makes room for what [`Tracker::copy_plain`] will read.
     pub fn prepare_plain(&mut self, spans: &[Span]) -> Result<(), Error> {
-        self.stash.prepare(&self.shared.source, spans)
+        let t = self.shared.table();
+        let hot = t.mapped.both(&t.hot);
+        drop(t);
+        let all: Vec<Span> = spans.iter().cloned().chain(hot).collect();
+        self.stash.prepare(&self.shared.source, &all)
     }
 
     /// In the stop: reads the process's own pages of ranges that are not tracked (private file mappings, and what

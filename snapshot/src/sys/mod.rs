@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod calls;
 pub mod clone;
 pub mod cpu;
 pub mod descriptor;

@@ -237,12 +237,11 @@ impl<'a> Driver<'a> {
             }
             spins += 1;
             // Sleeping, not yielding: this thread may run in real time, and would never yield to the one it waits for.
-            // And less and less often: many savers at once would take all processors from their targets. (A sleep of two
-            // microseconds gives the processor to nobody.)
+            // And less and less often: many savers at once would take all processors from their targets. (A shorter
+            // sleep gives the processor to nobody, but takes as long.)
             if spins > 20 {
                 std::thread::sleep(Duration::from_micros(match spins {
-                    0..30 => 2,
-                    30..120 => 20,
+                    0..120 => 20,
                     120..200 => 50,
                     _ => 500,
                 }));

@@ -111,6 +111,22 @@ impl Stopped {
         }
     }
 
+    /// The same, for a look at a thread: none if it has ended or does not stop soon.
+    pub fn glance(pid: i32, tid: i32) -> Result<Option<Self>, Error> {
+        match Self::one(pid, tid) {
+            Ok(stopped) => Ok(Some(stopped)),
+            Err(Error::Ended(_)) => Ok(None),
+            Err(Error::Busy(tid, ..)) => {
+                if wait_stopped_for(tid, LONG_PATIENCE)?.is_some() {
+                    mend(tid);
+                    let _ = ptrace::detach(tid, 0);
+                }
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Waits until the threads from number `from` on have stopped; those that ended are dropped from the list.
     fn wait_for(&mut self, from: usize) -> Result<(), Error> {
         let mut i = from;
@@ -313,13 +329,12 @@ fn wait_stopped_for(tid: i32, patience: Duration) -> Result<Option<Report>, Erro
         match ptrace::wait(tid, false) {
             Ok(None) => {
                 spins += 1;
-                // Sleeping, not yielding: this thread may run in real time. A sleep of some microseconds is over before the
-                // processor is given to anybody, and a thread that is to stop may wait for just this processor: seen with
-                // ten threads, which took 7 ms for it beside an idle one.
-                if spins < 20 {
+                // Sleeping, not yielding: this thread may run in real time, and a thread that is to stop may wait for just
+                // this processor. A shorter sleep gives it to nobody, but takes as long.
+                if spins < 40 {
                     std::hint::spin_loop();
-                } else if spins < 150 {
-                    std::thread::sleep(Duration::from_micros(if spins < 30 { 2 } else { 20 }));
+                } else if spins < 170 {
+                    std::thread::sleep(Duration::from_micros(20));
                 } else if begin.elapsed() > patience && !runs(tid, begin.elapsed()) {
                     let place = proc::read_bytes(tid, "wchan").unwrap_or_default();
                     let place = String::from_utf8_lossy(&place).into_owned();

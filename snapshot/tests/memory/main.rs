@@ -16,6 +16,9 @@ fn save(t: &mut Target, dir: &Path, options: Options, layers: &[&Path]) -> Stats
     let uffd = t.uffd.take().unwrap();
     let pages = Arc::new(PagesWriter::create(dir).unwrap());
     let mut tracker = Tracker::new(t.pid, uffd, 0, pages.clone(), options).unwrap();
+    // Some pages of each mapping, the first one among them, are left open and read in the stop.
+    let some = |s: std::ops::Range<u64>| s.step_by(97 << 12).take(200);
+    tracker.set_hot(&t.spans().into_iter().flat_map(some).collect::<Vec<_>>());
     let untracked = tracker.set_ranges(&t.spans()).unwrap();
     assert!(untracked.len() < 3, "{untracked:x?}");
     let pid = t.pid;
@@ -104,7 +107,8 @@ fn everything_is_copied_after_the_point_in_time() {
         },
     );
     assert_eq!(s.copied_before, 0);
-    assert!(s.copied_after >= 64 * 256, "{s:?}");
+    // All but the pages that were left open.
+    assert!(s.copied_after >= 64 * 256 * 95 / 97, "{s:?}");
     assert!(s.by_fault > 0, "{s:?}");
 }
 
