@@ -4,6 +4,7 @@ mod base;
 pub mod prune;
 mod receive;
 pub mod remote;
+pub mod repair;
 mod send;
 pub mod stream;
 

@@ -5,6 +5,8 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use super::base::Replaced;
+use super::remote::RemoteError;
+use super::repair::Inodes;
 use super::stream::{self, Begin, Item, Reached, Record, StreamError, Writer};
 use crate::fs::{Extent, key};
 use crate::store::packs::frame::Builder;
@@ -60,6 +62,9 @@ pub enum TransferError {
     /// The stream's.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// That of a store of objects.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// The identity of a checkpoint, the same in every store that has it.
@@ -92,6 +97,16 @@ pub(super) fn pin(store: &Store, id: u64) -> Result<(Pinned<'_>, Checkpoint), St
 /// # Errors
 /// Not found; damaged contents, named; the other end's.
 pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, TransferError> {
+    send_some(store, o, None, to)
+}
+
+/// As [`send`], but only of some inodes.
+pub(super) fn send_some<W: Write>(
+    store: &Store,
+    o: SendOptions,
+    only: Option<&Inodes>,
+    to: W,
+) -> Result<Sent, TransferError> {
     let (tree, c) = pin(store, o.checkpoint)?;
     let base = o.base.map(|b| pin(store, b)).transpose()?;
     let mut s = Sender {
@@ -102,6 +117,7 @@ pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, Tran
         },
         replaced: base.as_ref().map(|(b, _)| Replaced::new(store, b.1)),
         old: Old::default(),
+        only: only.cloned(),
         level: o.level,
         have: o.have,
         sent: HashSet::new(),
@@ -164,6 +180,8 @@ struct Sender<'a, W> {
     /// Only of a difference.
     replaced: Option<Replaced<'a>>,
     old: Old,
+    /// Nothing of others is sent.
+    only: Option<Inodes>,
     out: Writer<W>,
     level: i32,
     have: HashSet<Name>,
@@ -192,6 +210,9 @@ impl<W: Write> Sender<'_, W> {
         if ino != self.ino {
             self.end_inode()?;
             self.ino = ino;
+        }
+        if self.only.as_ref().is_some_and(|only| !only.has(ino)) {
+            return Ok(());
         }
         if kind == key::DIRENT
             && let Some(replaced) = &mut self.replaced
@@ -520,7 +541,11 @@ fn unchanged(old: &[(u64, Extent)], new: &[(u64, Extent)]) -> Vec<(u64, u64)> {
 
 impl Store {
     /// Pieces of a range, in order: offset in it, length, and the name of those that are whole chunks of the index.
-    fn named(&self, place: Place, len: u64) -> Result<Vec<(u64, u64, Option<Name>)>, StoreError> {
+    pub(in crate::history) fn named(
+        &self,
+        place: Place,
+        len: u64,
+    ) -> Result<Vec<(u64, u64, Option<Name>)>, StoreError> {
         let (from, to) = (place.offset, place.offset + len);
         let mut out = Vec::new();
         let mut at = from;
