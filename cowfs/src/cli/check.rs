@@ -187,7 +187,7 @@ pub(super) fn run(cli: &Cli, o: &Check<'_>) -> Result<u8, Failure> {
                 Some(e) => e.chunk(name).map_err(|e| match e {
                     TransferError::Store(e) => e,
                     TransferError::Remote(e) => StoreError::Refused(remote(e).message),
-                    TransferError::Stream(e) => StoreError::Refused(e.to_string()),
+                    e => StoreError::Refused(e.to_string()),
                 }),
                 None => Ok(None),
             };

@@ -89,7 +89,10 @@ pub fn receive<R: Read>(
     match done {
         Ok(()) => {}
         Err(TransferError::Stream(e @ (StreamError::CutOff | StreamError::Damaged(_)))) => {
-            return Err(StoreError::Refused(r.advice(&e)).into());
+            return Err(StoreError::Refused(format!("{e}; {}", r.advice())).into());
+        }
+        Err(TransferError::Store(StoreError::NoSpace)) => {
+            return Err(TransferError::Full { advice: r.advice() });
         }
         Err(e) => return Err(e),
     }
@@ -279,14 +282,17 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
-    fn advice(&self, e: &StreamError) -> String {
-        if self.reached == (0, 0) {
-            return format!("{e}; nothing of it was kept: send it again");
+    /// What to do when it cannot go on.
+    fn advice(&self) -> String {
+        // What the tree says is what the next one has to go on with.
+        let state = self.state().ok().flatten();
+        match state.map_or((0, 0), |s| s.reached) {
+            (0, 0) => "nothing of it was kept: send it again".into(),
+            reached => format!(
+                "what came before is kept: send it again, or the rest only with --resume {}",
+                token(reached)
+            ),
         }
-        format!(
-            "{e}; what came before is kept: send it again, or the rest only with --resume {}",
-            token(self.reached)
-        )
     }
 
     fn run<R: Read>(&mut self, stream: &mut Reader<R>) -> Result<(), TransferError> {

@@ -62,6 +62,12 @@ pub enum TransferError {
     /// The stream's.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// No room for what comes, and what to do.
+    #[error("{full}; {advice}", full = StoreError::NoSpace)]
+    Full {
+        /// What was kept, and how to go on with it.
+        advice: String,
+    },
     /// That of a store of objects.
     #[error(transparent)]
     Remote(#[from] RemoteError),
