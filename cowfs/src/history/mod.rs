@@ -1,6 +1,7 @@
 //! What keeps a long history useful: rules for pruning, streams between stores, stores of objects.
 
 mod base;
+mod cut;
 pub mod prune;
 mod receive;
 pub mod remote;

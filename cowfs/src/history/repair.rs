@@ -11,16 +11,16 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::base::QuietKv;
+use super::cut;
 use super::receive::{REACHED, Twin, receive_part};
 use super::remote::Remote;
 use super::send::{SendOptions, TransferError, send_some, source_of};
 use super::stream::StreamError;
 use crate::fault;
 use crate::fs::{self, Extent, data, key};
-use crate::store::packs::records::{Entry, Name, name_of};
-use crate::store::packs::{HEAD, Keep, PackOptions, Writer, chunker, ranges, unwrap_fs};
+use crate::store::packs::records::{Entry, Name};
+use crate::store::packs::{HEAD, Keep, PackOptions, Writer, ranges, unwrap_fs};
 use crate::store::pages::PageMap;
-use crate::store::segments::Place;
 use crate::store::{Checkpoint, LostPage, Source, Store, StoreError, repair::inodes_of};
 use crate::tree::{self, Filler, Page, PageId};
 
@@ -466,7 +466,7 @@ fn settle(store: &Store, w: &mut Writer<'_>, run: &Run) -> Result<Extent, StoreE
     let place = store.segments.allocate_void(run.len)?;
     let mut off = place.offset;
     for e in &run.parts {
-        for (len, name) in pieces(store, w, e)? {
+        for (len, name) in pieces(store, w, run.ino, e)? {
             let entry = Entry {
                 len,
                 packed: true,
@@ -490,41 +490,22 @@ fn settle(store: &Store, w: &mut Writer<'_>, run: &Run) -> Result<Extent, StoreE
 }
 
 /// The chunks that an extent is made of, in packs. Collections are held off.
-fn pieces(store: &Store, w: &mut Writer<'_>, e: &Extent) -> Result<Vec<(u32, Name)>, StoreError> {
-    let place = |skip: u64| Place {
-        segment: e.seg,
-        offset: e.off + skip,
-    };
+fn pieces(
+    store: &Store,
+    w: &mut Writer<'_>,
+    ino: u64,
+    e: &Extent,
+) -> Result<Vec<(u32, Name)>, StoreError> {
     let mut out = Vec::new();
-    for (skip, len, name) in store.named(place(0), u64::from(e.len))? {
-        if let Some(name) = name
-            && w.has(&name)?
-        {
-            out.push((u32::try_from(len).unwrap_or(u32::MAX), name));
-            continue;
+    cut::each(store, e, 0, &mut { u64::MAX }, &mut |p| {
+        if let Some(bytes) = p.bytes {
+            w.put(bytes)?;
+        } else if !w.has(&p.name)? {
+            w.put_new(p.name, &cut::bytes_of(store, ino, e, &p)?)?;
         }
-        let mut done = 0;
-        while done < len {
-            // What has a name is no longer than a chunk may be; the rest is cut.
-            let want = match name {
-                Some(_) => len,
-                None => (len - done).min(chunker::MAX as u64),
-            };
-            let mut bytes = vec![0; usize::try_from(want).unwrap_or(0)];
-            store.read_data(place(skip + done), &mut bytes)?;
-            if name.is_none() {
-                bytes.truncate(chunker::cut(&bytes));
-            } else if name != Some(name_of(&bytes)) {
-                return Err(StoreError::corrupt(
-                    &crate::store::segments::file_name(e.seg),
-                    format!("the bytes at {} do not have their sum", e.off + skip),
-                ));
-            }
-            done += bytes.len() as u64;
-            let n = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            out.push((n, w.put(&bytes)?));
-        }
-    }
+        out.push((p.len, p.name));
+        Ok::<(), StoreError>(())
+    })?;
     Ok(out)
 }
 
@@ -626,7 +607,7 @@ fn chunks_of(
             len: u32::try_from(part).unwrap_or(0),
             ..m.extent
         };
-        out.extend(pieces(store, w, &e)?);
+        out.extend(pieces(store, w, ino, &e)?);
         next += part;
     }
     Ok((next == to).then_some(out))
