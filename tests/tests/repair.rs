@@ -358,6 +358,37 @@ fn what_only_a_head_has_is_named_and_left() {
     assert_eq!(w.whole(&store), before);
 }
 
+/// What came of a stream that was cut off is no use when its tree is damaged: it goes, and is received anew.
+#[test]
+fn a_receive_that_is_damaged_is_given_up() {
+    let w = World::new(Packed::Never);
+    let mut stream = Vec::new();
+    send(&w.twin, options(1, None), &mut stream).expect("it is sent");
+    let disk = SimDisk::default();
+    let store = disk.store();
+    receive(&store, &stream[..stream.len() - 9], None).expect_err("cut off");
+    store.commit().expect("room");
+    let pages = of_sim(&store, &disk);
+    let (name, list) = pages
+        .iter()
+        .find(|p| p.0.contains("@receive"))
+        .expect("kept");
+    drop(store);
+    assert!(disk.flip("meta", list[0].0 * PAGE_SIZE as u64 + 77, 4));
+    let store = open(&disk);
+    let report = store.check(&mut |_, _| ()).expect("it works");
+    let says = report.problems.join("\n");
+    assert!(says.contains("@receive"), "{name}: {says}");
+    let mut kept = 0;
+    let done = mend(&store, None, &mut kept);
+    assert!(kept == 1 && done.refused.is_empty(), "{done:?}");
+    check(&store);
+    receive(&store, &stream[..], None).expect("whole");
+    assert!(dump(&store, trees(&store)[1].1) == w.want["checkpoint c1"]);
+    check(&store);
+    check_data(&store);
+}
+
 /// A store that has other things under the same identity does not make anything worse.
 #[test]
 fn what_does_not_fit_is_refused() {

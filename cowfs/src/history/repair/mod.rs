@@ -5,32 +5,32 @@
 //! among them, got anew, the records between the page's bounds make a page that is right for all. It is written where the
 //! damaged one is. What becomes of this at a crash is drawn in `docs/history.md`, section 8.
 
+mod contents;
+mod pages;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{BufReader, BufWriter, Write};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::base::QuietKv;
-use super::cut;
-use super::receive::{REACHED, Twin, receive_part};
+use super::receive::{Twin, receive_part};
 use super::remote::Remote;
 use super::send::{SendOptions, TransferError, send_some, source_of};
 use super::stream::StreamError;
 use crate::fault;
-use crate::fs::{self, Extent, data, key};
-use crate::store::packs::records::{Entry, Name};
-use crate::store::packs::{HEAD, Keep, PackOptions, Writer, ranges, unwrap_fs};
+use crate::fs;
+use crate::store::packs::records::Name;
+use crate::store::packs::{HEAD, Keep, PackOptions, unwrap_fs};
 use crate::store::pages::PageMap;
 use crate::store::{Checkpoint, LostPage, Source, Store, StoreError, repair::inodes_of};
-use crate::tree::{self, Filler, Page, PageId};
+use crate::tree::PageId;
+use contents::name_contents;
+use pages::make_page;
 
 /// First characters of the hidden heads of a repair.
 const PREFIX: &str = "@repair-";
 /// The hidden head that a checkpoint is got into.
 const HIDDEN: &str = "@repair-tree";
-/// Things of a writer that wait before they are written.
-const WAITING: usize = 4096;
-
 /// Some inodes.
 #[derive(Debug, Clone)]
 pub(super) struct Inodes(Vec<(u64, u64)>);
@@ -376,239 +376,4 @@ fn mend(
         Ok(())
     })?;
     Ok(store.unhide(HIDDEN)?)
-}
-
-/// A range of a file, and where its bytes are.
-struct Run {
-    ino: u64,
-    at: u64,
-    parts: Vec<Extent>,
-    len: u64,
-}
-
-impl Run {
-    fn takes(&self, ino: u64, at: u64, e: &Extent) -> bool {
-        let len = self.len + u64::from(e.len);
-        ino == self.ino && at == self.at + self.len && len <= u64::from(data::EXTENT_MAX)
-    }
-}
-
-/// A page of what a tree has between the bounds of a damaged one.
-fn make_page(
-    store: &Store,
-    w: &mut Writer<'_>,
-    root: PageId,
-    l: &LostPage,
-) -> Result<Page, StoreError> {
-    let bad = || StoreError::corrupt("meta", "a record of what was got makes no sense");
-    let mut filler = Filler::default();
-    let mut place = |page| store.add_page(page);
-    let mut run: Option<Run> = None;
-    let mut done = Ok(());
-    // Contents in one piece each: they were in no more pieces in the page, which must take them.
-    let mut end_run = |run: &mut Option<Run>, filler: &mut Filler| match run.take() {
-        None => Ok(()),
-        Some(run) => {
-            let e = settle(store, w, &run)?;
-            filler.push(&key::extent(run.ino, run.at), &e.encode(), &mut place)
-        }
-    };
-    let mut each = |k: &[u8], v: &[u8], filler: &mut Filler| {
-        let (ino, kind, _) = key::split(k).ok_or_else(bad)?;
-        if ino == 0 && kind == REACHED {
-            return Ok(());
-        }
-        if kind != key::EXTENT {
-            end_run(&mut run, filler)?;
-            return filler.push(k, v, &mut |page| store.add_page(page));
-        }
-        let at = key::extent_offset(k).ok_or_else(bad)?;
-        let e = Extent::decode(v).ok_or_else(bad)?;
-        if !run.as_ref().is_some_and(|r| r.takes(ino, at, &e)) {
-            end_run(&mut run, filler)?;
-        }
-        let run = run.get_or_insert_with(|| Run {
-            ino,
-            at,
-            parts: Vec::new(),
-            len: 0,
-        });
-        run.len += u64::from(e.len);
-        run.parts.push(e);
-        Ok(())
-    };
-    tree::scan(
-        &mut store.quiet(),
-        root,
-        &l.lost.low,
-        l.lost.high.as_deref(),
-        &mut |k, v| {
-            done = each(k, v, &mut filler);
-            match done {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        },
-    )?;
-    done?;
-    end_run(&mut run, &mut filler)?;
-    let page = filler.finish(l.lost.level, &mut |page| store.add_page(page))?;
-    page.ok_or_else(|| {
-        StoreError::Refused(format!(
-            "what is there does not fit where page {} was; delete the checkpoint and receive it anew",
-            l.lost.page
-        ))
-    })
-}
-
-/// Gives the bytes of a run one place, where nothing is ever written, and entries there.
-fn settle(store: &Store, w: &mut Writer<'_>, run: &Run) -> Result<Extent, StoreError> {
-    let place = store.segments.allocate_void(run.len)?;
-    let mut off = place.offset;
-    for e in &run.parts {
-        for (len, name) in pieces(store, w, run.ino, e)? {
-            let entry = Entry {
-                len,
-                packed: true,
-                name,
-            };
-            w.entry(place.segment, off, entry);
-            off += u64::from(len);
-        }
-    }
-    if w.waiting() > WAITING {
-        w.finish()?;
-    }
-    Ok(Extent {
-        seg: place.segment,
-        off: place.offset,
-        len: u32::try_from(run.len).unwrap_or(u32::MAX),
-        flags: 0,
-        // No head may take it for its own, as the page is shared.
-        birth: 0,
-    })
-}
-
-/// The chunks that an extent is made of, in packs. Collections are held off.
-fn pieces(
-    store: &Store,
-    w: &mut Writer<'_>,
-    ino: u64,
-    e: &Extent,
-) -> Result<Vec<(u32, Name)>, StoreError> {
-    let mut out = Vec::new();
-    cut::each(store, e, 0, &mut { u64::MAX }, &mut |p| {
-        if let Some(bytes) = p.bytes {
-            w.put(bytes)?;
-        } else if !w.has(&p.name)? {
-            w.put_new(p.name, &cut::bytes_of(store, ino, e, &p)?)?;
-        }
-        out.push((p.len, p.name));
-        Ok::<(), StoreError>(())
-    })?;
-    Ok(out)
-}
-
-/// Finds out what ranges were whose entries were lost, from checkpoints that have them.
-fn name_contents(store: &Store, from: &Elsewhere, done: &mut Mended) -> Result<(), TransferError> {
-    let mut unknown = store.unknown()?;
-    for c in store.catalog()?.checkpoints.values() {
-        if unknown.is_empty() {
-            break;
-        }
-        // Of a tree that is still damaged nothing is taken.
-        let Ok(parts) = store.mapped_in(c.root, &unknown) else {
-            continue;
-        };
-        if parts.is_empty() {
-            continue;
-        }
-        let only = Inodes::new(parts.iter().map(|p| (p.0, p.0)).collect());
-        let named = bring(store, from, c, &only)
-            .and_then(|root| Ok(name_parts(store, root, &parts, &unknown)?));
-        match named {
-            Ok(bytes) => done.named_bytes += bytes,
-            Err(e @ TransferError::Store(StoreError::NoSpace)) => return Err(e),
-            Err(e) => {
-                let what = format!("contents of checkpoint {}: {}", c.name, words(&e));
-                done.refused.push(what);
-            }
-        }
-        store.unhide(HIDDEN)?;
-        unknown = store.unknown()?;
-    }
-    Ok(())
-}
-
-/// Inode, offset in the file, addresses.
-type Part = (u64, u64, ranges::Range);
-
-fn name_parts(
-    store: &Store,
-    root: PageId,
-    parts: &[Part],
-    unknown: &[ranges::Range],
-) -> Result<u64, StoreError> {
-    store.with_writer(PackOptions::LEVEL, |w| {
-        let mut found: BTreeMap<ranges::Range, Vec<(ranges::Range, Name)>> = BTreeMap::new();
-        let mut taken: Vec<ranges::Range> = Vec::new();
-        let mut bytes = 0;
-        for (ino, at, part) in parts {
-            // Files may share a range.
-            for rest in ranges::split(&[*part], &taken).0 {
-                let i = unknown.partition_point(|u| u.1 <= rest.0);
-                let Some(whole) = unknown.get(i).filter(|u| u.0 <= rest.0 && rest.1 <= u.1) else {
-                    continue;
-                };
-                let from = at + (rest.0 - part.0);
-                let Some(list) = chunks_of(store, w, root, (*ino, from, rest.1 - rest.0))? else {
-                    continue;
-                };
-                let mut next = rest.0;
-                for (len, name) in list {
-                    let end = next + u64::from(len);
-                    found.entry(*whole).or_default().push(((next, end), name));
-                    next = end;
-                }
-                bytes += rest.1 - rest.0;
-                taken.push(rest);
-                taken.sort_unstable();
-            }
-        }
-        w.finish()?;
-        for (whole, mut named) in found {
-            named.sort_unstable_by_key(|n| n.0);
-            store.name_unknown(whole, &named)?;
-        }
-        store.sync()?;
-        Ok(bytes)
-    })
-}
-
-/// The chunks of a range of a file that was got, if it has all of that range.
-fn chunks_of(
-    store: &Store,
-    w: &mut Writer<'_>,
-    root: PageId,
-    (ino, from, len): (u64, u64, u64),
-) -> Result<Option<Vec<(u32, Name)>>, StoreError> {
-    let mut kv = QuietKv::new(store, root);
-    let to = from + len;
-    let list = data::list(&mut kv, ino, from, to, usize::MAX).map_err(unwrap_fs)?;
-    let (mut next, mut out) = (from, Vec::new());
-    for m in list {
-        if m.at > next {
-            return Ok(None);
-        }
-        let skip = next - m.at;
-        let part = m.end().min(to).saturating_sub(next);
-        let e = Extent {
-            off: m.extent.off + skip,
-            len: u32::try_from(part).unwrap_or(0),
-            ..m.extent
-        };
-        out.extend(pieces(store, w, ino, &e)?);
-        next += part;
-    }
-    Ok((next == to).then_some(out))
 }
