@@ -25,6 +25,9 @@ const RANGE_CHUNKS: usize = 256;
 /// To find what of a file the base has, so many bytes of it are read for each byte of the new one, and these at least.
 const LEARN: (u64, u64) = (4, 1 << 20);
 
+/// Extents of removed files that are remembered.
+const REMOVED_MAX: usize = 1 << 18;
+
 /// What to send.
 #[derive(Debug, Clone)]
 pub struct SendOptions {
@@ -121,6 +124,8 @@ pub(super) fn send_some<W: Write>(
         },
         replaced: base.as_ref().map(|(b, _)| Replaced::new(store, b.1)),
         old: Old::default(),
+        removed: HashMap::new(),
+        removed_count: 0,
         only: only.cloned(),
         level: o.level,
         have: o.have,
@@ -184,6 +189,9 @@ struct Sender<'a, W> {
     /// Only of a difference.
     replaced: Option<Replaced<'a>>,
     old: Old,
+    /// Extents of files that have none any more, with their inodes, by the bytes of the file.
+    removed: HashMap<u64, Vec<(u64, u64, Extent)>>,
+    removed_count: usize,
     /// Nothing of others is sent.
     only: Option<Inodes>,
     out: Writer<W>,
@@ -315,6 +323,13 @@ impl<W: Write> Sender<'_, W> {
             }),
             ..Old::default()
         };
+        if map.is_empty() && self.replaced.is_some() && self.removed_count < REMOVED_MAX {
+            // Before what came instead: a newer file has a higher number.
+            let bytes = gone.iter().map(|(from, to)| to - from).sum();
+            let went = unmap.iter().map(|(at, e)| (ino, *at, *e));
+            self.removed.entry(bytes).or_default().extend(went);
+            self.removed_count += unmap.len();
+        }
         if !self.is_begun(ino) {
             for (from, to) in gone {
                 self.push(Item::Unmap(ino, from, to - from));
@@ -391,14 +406,29 @@ impl<W: Write> Sender<'_, W> {
         }
     }
 
-    /// Finds the chunks of what was at the places of the file at hand, or else of the file that had its name.
+    /// Finds the chunks of what was at the places of the file at hand, or else of the file that had its name, or else of
+    /// files that went away and had as many bytes: it may be the copy of one, under another name.
     fn learn(&mut self, bytes: u64, gone: Vec<(u64, Extent)>) -> Result<(), TransferError> {
         let mut left = bytes.saturating_mul(LEARN.0).max(LEARN.1);
         let (ino, old) = match &mut self.replaced {
             Some(r) if gone.is_empty() => r.extents(self.ino, left)?,
             _ => (self.ino, gone),
         };
-        for (at, e) in old {
+        let found: Vec<(u64, u64, Extent)> = match self.removed.get(&bytes) {
+            // Of many that have as many bytes only a few are looked at.
+            Some(removed) if old.is_empty() => {
+                left = bytes.saturating_mul(LEARN.0);
+                let mut most = left;
+                let few = removed.iter().take_while(|(_, _, e)| {
+                    let more = most > 0;
+                    most = most.saturating_sub(u64::from(e.len));
+                    more
+                });
+                few.copied().collect()
+            }
+            _ => old.into_iter().map(|(at, e)| (ino, at, e)).collect(),
+        };
+        for (ino, at, e) in found {
             let learned = cut::each::<StoreError>(self.store, &e, 0, &mut left, &mut |p| {
                 self.old.chunks.insert(p.name, (ino, at + p.skip, p.len));
                 Ok(())
