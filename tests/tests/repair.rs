@@ -68,6 +68,11 @@ fn pack(store: &Store) {
 
 impl World {
     fn new(packed: Packed) -> Self {
+        Self::with(packed, 0)
+    }
+
+    /// With so many empty files more.
+    fn with(packed: Packed, empty: usize) -> Self {
         let disk = SimDisk::default();
         let store = disk.store();
         let mut rng = Rng(77);
@@ -77,6 +82,10 @@ impl World {
             let f = d.create(1, &format!("{long} {i}")).expect("room");
             let len = [0, 90, 4000, 9000, 30_000][i % 5] + rng.below(50) as usize;
             d.write(f, 0, &noise(&mut rng, len)).expect("room");
+        }
+        for i in 0..empty {
+            d.create(1, &format!("{long}, empty, {i}")).expect("room");
+            d.forget_all(&[]);
         }
         let f = d.create(1, "large").expect("room");
         d.write(f, 0, &noise(&mut rng, 700_000)).expect("room");
@@ -275,6 +284,31 @@ fn pages_come_back_from_a_store_and_from_objects() {
                     all_whole(&w, &disk, store, &from);
                 }
             }
+        }
+    }
+}
+
+/// A tree of three levels: what is below an inner page comes back as well.
+#[test]
+fn inner_pages_come_back_with_all_below_them() {
+    let w = World::with(Packed::Before, 6000);
+    let mut rng = Rng(12);
+    let inner: Vec<u64> = w.pages["checkpoint c2"]
+        .iter()
+        .filter(|p| !p.1)
+        .map(|p| p.0)
+        .collect();
+    assert!(inner.len() > 4, "{} inner pages", inner.len());
+    let middle = inner[1 + rng.below(inner.len() as u64 - 1) as usize];
+    for pages in [vec![middle], vec![inner[0]], inner.clone()] {
+        for from in [w.twin(), w.objects()] {
+            let disk = w.damaged(&pages, &mut rng);
+            let store = open(&disk);
+            let mut kept = 0;
+            let done = mend(&store, Some(&from), &mut kept);
+            assert!(done.refused.is_empty(), "{:?}", done.refused);
+            assert!(kept > 0);
+            all_whole(&w, &disk, store, &from);
         }
     }
 }
