@@ -5,6 +5,7 @@ pub mod dump;
 pub mod history;
 pub mod image;
 pub mod live;
+pub mod pages;
 pub mod simdisk;
 
 /// A small random generator (splitmix64), so that a failure can be repeated by its seed.

@@ -216,6 +216,13 @@ impl Drop for Live {
     fn drop(&mut self) {
         let _ = self.try_run(&["unmount", "--lazy", &self.mnt()], &[]);
         let _ = nix::mount::umount2(Path::new(&self.mnt()), nix::mount::MntFlags::MNT_DETACH);
+        // What a test that failed has mounted beside it, also of other stores.
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|l| l.split(' ').nth(4));
+        let beside = |p: &&str| Path::new(p).starts_with(self.dir.path());
+        for point in points.filter(beside) {
+            let _ = self.try_run(&["unmount", "--lazy", point], &[]);
+        }
         if self.small {
             let disk = self.dir.path().join("disk");
             let _ = nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH);

@@ -187,6 +187,47 @@ fn what_replaced_files_have_of_the_base_is_not_sent_again() {
     l.check();
 }
 
+/// A file that was copied to another name, and removed, is another file. Its bytes are those of the base all the same.
+#[test]
+fn copies_of_files_that_went_away_are_not_sent() {
+    let l = Live::new();
+    let m = l.mnt();
+    let mut rng = Rng(15);
+    let names = ["a", "b", "c"];
+    for (i, name) in names.iter().enumerate() {
+        fs::write(l.at(name), noise(&mut rng, 1_000_000 + i)).expect("room");
+    }
+    fs::write(l.at("kept"), noise(&mut rng, 1_000_000)).expect("room");
+    l.run(&["checkpoint", &m, "one"]);
+    fs::create_dir(l.at("d")).expect("room");
+    for name in names {
+        fs::copy(l.at(name), l.at(&format!("d/{name}-2"))).expect("room");
+        fs::remove_file(l.at(name)).expect("there");
+    }
+    // As long as one that went away, and another.
+    fs::write(l.at("d/new"), noise(&mut rng, 1_000_001)).expect("room");
+    l.run(&["checkpoint", &m, "two"]);
+    let want = tree(&l.at(""));
+    let file = |name: &str| l.beside("files").join(name).display().to_string();
+    let size = |name: &str| fs::metadata(file(name)).expect("there").len();
+    l.run(&["send", &m, "one", "--to", &file("one")]);
+    for packed in [false, true] {
+        if packed {
+            l.run(&["pack", &m]);
+        }
+        l.run(&["send", &m, "two", "--from", "one", "--to", &file("two")]);
+        assert!(size("two") > 1_000_000, "{}", size("two"));
+        assert!(size("two") < 1_100_000, "{}", size("two"));
+        let store = other(&l, if packed { "p" } else { "u" });
+        let t = store.display().to_string();
+        ok(&["receive", &t, "--from", &file("one")]);
+        ok(&["receive", &t, "--from", &file("two")]);
+        assert_eq!(shown(&l, &store, "two"), want);
+        clean(&store);
+    }
+    l.check();
+}
+
 /// A stream may name any place of its base.
 #[test]
 fn chunks_of_a_base_that_are_not_there_are_refused() {

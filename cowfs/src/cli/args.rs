@@ -191,9 +191,9 @@ pub enum Command {
         /// Read all contents and compare them with their sums
         #[arg(long)]
         data: bool,
-        /// Put right what can be had from elsewhere in the store, or from where --from says; copies of what was damaged are
-        /// kept in repair/ of the store
-        #[arg(long, requires = "data")]
+        /// Put right what can be had from elsewhere in the store, or from where --from says: pages of trees, and with
+        /// --data contents; copies of what was damaged are kept in repair/ of the store
+        #[arg(long)]
         repair: bool,
         /// Store or URL that may have what is damaged here
         #[arg(long, value_name = "STORE|URL", requires = "repair")]

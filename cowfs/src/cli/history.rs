@@ -1,4 +1,4 @@
-//! `pack`, `prune`, `send`, `receive`, `gc`, and what `check` does with contents.
+//! `pack`, `prune`, `send`, `receive` and `gc`.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{Value, json};
 
 use super::args::Cli;
 use super::history_args::{History, PackArgs, PruneArgs, ReceiveArgs, SendArgs};
@@ -19,10 +18,9 @@ use super::output::{self, size};
 use crate::control::{Answer, Failure, Request};
 use crate::history::prune::{Rules, Verdict};
 use crate::history::remote::{Remote, RemoteError, is_url};
-use crate::service::Service;
+use crate::store::Stats;
+use crate::store::packs::PackReport;
 use crate::store::packs::records::Name;
-use crate::store::packs::{DataReport, PackReport, RepairReport};
-use crate::store::{Stats, Store};
 
 pub(super) fn run(cli: &Cli, command: &History) -> Result<u8, Failure> {
     match command {
@@ -33,7 +31,7 @@ pub(super) fn run(cli: &Cli, command: &History) -> Result<u8, Failure> {
     }
 }
 
-fn remote(e: RemoteError) -> Failure {
+pub(super) fn remote(e: RemoteError) -> Failure {
     let mut message = e.to_string();
     let mut source = std::error::Error::source(&e);
     while let Some(s) = source {
@@ -411,142 +409,4 @@ fn receive(cli: &Cli, a: &ReceiveArgs) -> Result<u8, Failure> {
     let _ = pump.join();
     output::answer(cli, &answer);
     Ok(0)
-}
-
-/// What `check` shall do with contents.
-pub(super) struct Contents<'a> {
-    pub data: bool,
-    pub repair: bool,
-    pub from: Option<&'a str>,
-}
-
-/// What a check of the contents found, and a repair did.
-pub(super) struct Found {
-    data: DataReport,
-    repair: Option<RepairReport>,
-}
-
-impl Found {
-    /// True when nothing is damaged (any more).
-    pub fn is_clean(&self) -> bool {
-        let damaged = !self.data.damage.is_empty() || !self.data.other.is_empty();
-        !damaged
-    }
-
-    pub fn json(&self) -> Value {
-        let damage = self.data.damage.iter();
-        let mut v = json!({
-            "good_bytes": self.data.good_bytes,
-            "unsummed_bytes": self.data.unsummed_bytes,
-            "damaged": damage.map(|d| json!({
-                "tree": d.tree, "path": d.path, "offset_bytes": d.offset,
-            })).collect::<Vec<_>>(),
-            "other": self.data.other,
-        });
-        if let (Some(r), Some(o)) = (&self.repair, v.as_object_mut()) {
-            let repair = json!({
-                "repaired": r.repaired, "missing": r.missing, "kept_in": r.kept_in,
-            });
-            o.insert("repair".into(), repair);
-        }
-        v
-    }
-
-    pub fn print(&self) {
-        for d in &self.data.damage {
-            println!("{d}");
-        }
-        for o in &self.data.other {
-            println!("{o}");
-        }
-        eprintln!(
-            "{} of contents have their sums, {} have none",
-            size(self.data.good_bytes),
-            size(self.data.unsummed_bytes)
-        );
-        if let Some(r) = &self.repair {
-            eprintln!("{} ranges were repaired", r.repaired);
-            if let Some(k) = &r.kept_in {
-                eprintln!("what was damaged is kept in {k}");
-            }
-            for m in &r.missing {
-                eprintln!("nobody asked has chunk {m}");
-            }
-        }
-    }
-}
-
-impl Contents<'_> {
-    /// Checks contents, if that is wanted, and repairs them, if that is.
-    pub fn check(&self, cli: &Cli, path: &Path, store: &Store) -> Result<Option<Found>, Failure> {
-        if !self.data {
-            return Ok(None);
-        }
-        let bar = ProgressBar::new(0);
-        if cli.json {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        if let Ok(s) = ProgressStyle::with_template("reading {wide_bar} {bytes}/{total_bytes}") {
-            bar.set_style(s);
-        }
-        let look = || {
-            store.check_data(&mut |done, all| {
-                bar.set_length(all);
-                bar.set_position(done);
-            })
-        };
-        let mut data = look()?;
-        let mut repair = None;
-        if self.repair && !data.damage.is_empty() {
-            repair = Some(self.repair(path, store, &data)?);
-            // What counts is what is there now.
-            data = look()?;
-        }
-        bar.finish_and_clear();
-        Ok(Some(Found { data, repair }))
-    }
-
-    fn repair(
-        &self,
-        path: &Path,
-        store: &Store,
-        found: &DataReport,
-    ) -> Result<RepairReport, Failure> {
-        let at = match self.from {
-            Some(u) if is_url(u) => Some(Remote::open(u).map_err(remote)?),
-            _ => None,
-        };
-        let other = match self.from {
-            Some(p) if !is_url(p) => Some(Service::open(&Target::of(Path::new(p))?.store)?),
-            _ => None,
-        };
-        let kept = format!("repair/{}", crate::names::timestamp(crate::store::now_us()));
-        let dir = path.join(&kept);
-        let mut any = false;
-        let mut fetch = |name: &Name| {
-            let far = |e: RemoteError| crate::store::StoreError::Refused(remote(e).message);
-            match (&at, &other) {
-                (Some(at), _) => at.chunk(name).map_err(far),
-                (None, Some(o)) => o.store().chunk_anywhere(name),
-                (None, None) => Ok(None),
-            }
-        };
-        let mut keep = |name: &str, bytes: &[u8]| {
-            any = true;
-            let write = || {
-                std::fs::create_dir_all(&dir)?;
-                let mut f = File::create(dir.join(name))?;
-                f.write_all(bytes)?;
-                f.sync_all()
-            };
-            write().map_err(crate::store::StoreError::io("repair", "keeping a copy"))
-        };
-        let mut report = store.repair(found, &mut fetch, &mut keep)?;
-        if let Some(o) = &other {
-            o.finish()?;
-        }
-        report.kept_in = any.then(|| dir.display().to_string());
-        store.commit()?;
-        Ok(report)
-    }
 }

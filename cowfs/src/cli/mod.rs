@@ -1,6 +1,7 @@
 //! The command line: finds the store, asks its daemon (or opens it itself), and prints.
 
 pub mod args;
+mod check;
 mod daemon;
 mod doctor;
 mod history;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use crate::control::{Failure, MountSpec, Request};
 use crate::store::Store;
@@ -86,12 +87,13 @@ fn run(cli: &Cli) -> Result<u8, Failure> {
             repair,
             from,
         } => {
-            let contents = history::Contents {
+            let what = check::Check {
+                store,
                 data: *data,
                 repair: *repair,
                 from: from.as_deref(),
             };
-            check(cli, store, &contents)
+            check::run(cli, &what)
         }
         Command::History(h) => history::run(cli, h),
         Command::Gc { target, wait } => history::gc(cli, target.as_deref(), *wait),
@@ -286,31 +288,4 @@ fn unmount(cli: &Cli, mountpoint: &Path, lazy: bool) -> Result<u8, Failure> {
     }
     output::done(cli, &format!("unmounted {}", mountpoint.display()));
     Ok(0)
-}
-
-fn check(cli: &Cli, path: &Path, contents: &history::Contents<'_>) -> Result<u8, Failure> {
-    if Target::of(path)?.client()?.is_some() {
-        return Err(Failure {
-            code: 11,
-            message: "the store is mounted; unmount it to check it".into(),
-        });
-    }
-    let store = Store::open(path)?;
-    let bar = ProgressBar::new(0);
-    if cli.json {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("checking {wide_bar} {pos}/{len} trees") {
-        bar.set_style(style);
-    }
-    let report = store.check(&mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
-    let found = contents.check(cli, path, &store)?;
-    output::check(cli, &report, found.as_ref());
-    Ok(u8::from(
-        !report.problems.is_empty() || found.is_some_and(|f| !f.is_clean()),
-    ))
 }

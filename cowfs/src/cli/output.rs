@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{Cli, Command};
-use super::history::Found;
+use super::check::Found;
 use crate::control::{Answer, CheckpointInfo, DiffKind, Failure, HeadInfo, Listing, SCHEMA};
 use crate::names::clock;
 use crate::store::{CheckReport, Origin};
@@ -288,15 +288,16 @@ fn list(cli: &Cli, listing: &Listing) {
 }
 
 /// Prints what a check found, and what one of the contents did.
-pub(super) fn check(cli: &Cli, r: &CheckReport, contents: Option<&Found>) {
+pub(super) fn check(cli: &Cli, r: &CheckReport, found: &Found) {
+    let clean = r.problems.is_empty() && found.is_clean();
     if cli.json {
         let mut value = json!({
             "trees": r.trees, "pages": r.pages, "inodes": r.inodes,
             "problems": r.problems,
-            "clean": r.problems.is_empty() && contents.is_none_or(Found::is_clean),
+            "clean": clean,
         });
-        if let (Some(f), Some(o)) = (contents, value.as_object_mut()) {
-            o.insert("contents".into(), f.json());
+        if let Some(o) = value.as_object_mut() {
+            found.json(o);
         }
         json(value);
         return;
@@ -304,12 +305,16 @@ pub(super) fn check(cli: &Cli, r: &CheckReport, contents: Option<&Found>) {
     for p in &r.problems {
         println!("{p}");
     }
-    if let Some(f) = contents {
-        f.print();
-    }
+    found.print();
     if !r.problems.is_empty() {
         eprintln!("{} problems", r.problems.len());
-    } else if contents.is_none_or(Found::is_clean) {
+        if r.damaged_trees > 0 {
+            eprintln!(
+                "{} trees have damaged pages; 'cowfs check --repair --from STORE|URL' may get them from elsewhere",
+                r.damaged_trees
+            );
+        }
+    } else if clean {
         eprintln!(
             "clean: {} heads and checkpoints, {} inodes",
             r.trees, r.inodes

@@ -9,8 +9,9 @@ use std::ops::ControlFlow;
 use crate::fs::{self, Extent, Kv, data, dir};
 use crate::store::packs::records::{Name, name_of};
 use crate::store::packs::unwrap_fs;
+use crate::store::pages::PageMap;
 use crate::store::segments::Place;
-use crate::store::{Store, StoreError};
+use crate::store::{Quiet, Store, StoreError};
 use crate::tree::{self, PageId};
 
 /// Files remembered with what had their names; others are sent whole, so that memory is bounded.
@@ -25,7 +26,7 @@ pub(super) struct Replaced<'a> {
 impl<'a> Replaced<'a> {
     pub fn new(store: &'a Store, root: PageId) -> Self {
         Self {
-            base: QuietKv { store, root },
+            base: QuietKv::new(store, root),
             was: HashMap::new(),
         }
     }
@@ -100,7 +101,7 @@ pub(super) fn chunk(
     };
     let mut bytes = Vec::new();
     let mut next = at;
-    let mut kv = QuietKv { store, root };
+    let mut kv = QuietKv::new(store, root);
     // A chunk has no holes; a file of a damaged tree may have as many extents as bytes.
     let list = data::list(&mut kv, ino, at, end, len as usize).map_err(unwrap_fs)?;
     for m in list {
@@ -124,13 +125,41 @@ pub(super) fn chunk(
 
 /// A fixed tree as key-value pairs, read without holding the store's lock.
 pub(super) struct QuietKv<'a> {
-    pub store: &'a Store,
-    pub root: PageId,
+    store: &'a Store,
+    root: PageId,
+    /// Pages that are read instead of those of the store.
+    over: Option<&'a PageMap>,
+}
+
+impl<'a> QuietKv<'a> {
+    pub fn new(store: &'a Store, root: PageId) -> Self {
+        Self {
+            store,
+            root,
+            over: None,
+        }
+    }
+
+    /// The tree as it would be with these pages where some are.
+    pub fn with(store: &'a Store, root: PageId, over: &'a PageMap) -> Self {
+        Self {
+            store,
+            root,
+            over: Some(over),
+        }
+    }
+
+    fn pages(&self) -> Quiet<'a> {
+        match self.over {
+            Some(over) => self.store.quiet_with(over),
+            None => self.store.quiet(),
+        }
+    }
 }
 
 impl Kv for QuietKv<'_> {
     fn get(&mut self, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool, fs::FsError> {
-        let got = tree::get(&mut self.store.quiet(), self.root, key, |v| f(v));
+        let got = tree::get(&mut self.pages(), self.root, key, |v| f(v));
         Ok(got?.is_some())
     }
 
@@ -143,7 +172,7 @@ impl Kv for QuietKv<'_> {
     }
 
     fn scan(&mut self, from: &[u8], to: &[u8], f: &mut fs::OnEntry<'_>) -> Result<(), fs::FsError> {
-        let mut quiet = self.store.quiet();
+        let mut quiet = self.pages();
         Ok(tree::scan(&mut quiet, self.root, from, Some(to), f)?)
     }
 
@@ -152,7 +181,7 @@ impl Kv for QuietKv<'_> {
         from: &[u8],
         before: &[u8],
     ) -> Result<Option<(Vec<u8>, Vec<u8>)>, fs::FsError> {
-        let mut quiet = self.store.quiet();
+        let mut quiet = self.pages();
         Ok(tree::last_before(&mut quiet, self.root, from, before)?)
     }
 

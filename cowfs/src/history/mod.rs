@@ -1,9 +1,11 @@
 //! What keeps a long history useful: rules for pruning, streams between stores, stores of objects.
 
 mod base;
+mod cut;
 pub mod prune;
 mod receive;
 pub mod remote;
+pub mod repair;
 mod send;
 pub mod stream;
 

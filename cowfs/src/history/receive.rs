@@ -4,6 +4,7 @@
 //! the place reached. A collection is held off during a slice, so that nothing received looks unused. What is there when a
 //! stream breaks stays, and a stream that begins at the place reached goes on with it.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 use serde::{Deserialize, Serialize};
@@ -13,14 +14,15 @@ use super::send::{Pinned, TransferError, pin, source_of};
 use super::stream::{Begin, Item, Reached, Reader, Record, StreamError};
 use crate::fs::{self, Extent, INO_END, Inode, Kv, data, key};
 use crate::names;
-use crate::store::packs::records::{CHUNK_MAX, Entry, Name};
+use crate::store::packs::records::{CHUNK_MAX, Entry, Name, name_of};
 use crate::store::packs::{PackOptions, frame, unwrap_fs};
-use crate::store::{CatalogOp, Source, Store, StoreError, now_us};
+use crate::store::segments::Place;
+use crate::store::{Catalog, CatalogOp, Checkpoint, Source, Store, StoreError, now_us};
 
 /// Bytes of chunks that wait for their slice.
 const SLICE: usize = 16 << 20;
 /// Kind of the record that tells the place reached, which no finished tree has.
-const REACHED: u8 = 0xf0;
+pub(super) const REACHED: u8 = 0xf0;
 
 /// What was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,12 +89,68 @@ pub fn receive<R: Read>(
     match done {
         Ok(()) => {}
         Err(TransferError::Stream(e @ (StreamError::CutOff | StreamError::Damaged(_)))) => {
-            return Err(StoreError::Refused(r.advice(&e)).into());
+            return Err(StoreError::Refused(format!("{e}; {}", r.advice())).into());
+        }
+        Err(TransferError::Store(StoreError::NoSpace)) => {
+            return Err(TransferError::Full { advice: r.advice() });
         }
         Err(e) => return Err(e),
     }
     r.publish()
 }
+
+/// Receives a part of a checkpoint that is here already into a hidden head of this name, for a repair. What of it is in
+/// `twins` (chunks that are in no pack, and where they are) need not come.
+pub(super) fn receive_part<R: Read>(
+    store: &Store,
+    from: R,
+    want: &Source,
+    hidden: &str,
+    twins: HashMap<Name, Twin>,
+) -> Result<(), TransferError> {
+    let mut stream = Reader::new(from)?;
+    let Record::Begin(begin) = stream.read()? else {
+        return Err(damaged("it does not begin with what it is about"));
+    };
+    if begin.source != *want || begin.resume.is_some() {
+        return Err(damaged("it is not about the checkpoint that was asked for"));
+    }
+    let catalog = store.catalog()?;
+    let base = base_of(store, &catalog, &begin)?;
+    store.hide_anew(hidden, base)?;
+    let pinned = base.map(|id| pin(store, id)).transpose()?;
+    let mut r = Receiver {
+        twins,
+        ..Receiver::new(store, *begin, String::new(), hidden.to_owned(), pinned)
+    };
+    r.run(&mut stream)
+}
+
+/// Number here of the checkpoint that a stream is the difference to.
+fn base_of(store: &Store, catalog: &Catalog, begin: &Begin) -> Result<Option<u64>, TransferError> {
+    let Some(b) = &begin.base else {
+        return Ok(None);
+    };
+    match here(store, catalog, b) {
+        Some(c) => Ok(Some(c.id)),
+        None => {
+            let base = begin.base_name.as_deref().unwrap_or("another one");
+            Err(StoreError::NotFound(format!(
+                "it is the difference to checkpoint {base}, which is not here; receive that first, or send without --from"
+            ))
+            .into())
+        }
+    }
+}
+
+/// The checkpoint of an identity.
+fn here<'a>(store: &Store, catalog: &'a Catalog, source: &Source) -> Option<&'a Checkpoint> {
+    let mut all = catalog.checkpoints.values();
+    all.find(|c| source_of(store, c) == *source)
+}
+
+/// Segment, offset and length of a chunk that is in no pack.
+pub(super) type Twin = (u32, u64, u32);
 
 struct Receiver<'a> {
     store: &'a Store,
@@ -106,9 +164,32 @@ struct Receiver<'a> {
     waiting: usize,
     new_chunks: u64,
     new_bytes: u64,
+    twins: HashMap<Name, Twin>,
 }
 
 impl<'a> Receiver<'a> {
+    fn new(
+        store: &'a Store,
+        begin: Begin,
+        name: String,
+        hidden: String,
+        base: Option<(Pinned<'a>, Checkpoint)>,
+    ) -> Self {
+        Self {
+            store,
+            base: base.map(|(tree, c)| (tree, c.name)),
+            reached: (0, 0),
+            name,
+            hidden,
+            frames: Vec::new(),
+            waiting: 0,
+            new_chunks: 0,
+            new_bytes: 0,
+            twins: HashMap::new(),
+            begin,
+        }
+    }
+
     fn start(store: &'a Store, begin: Begin, name: Option<&str>) -> Result<Self, TransferError> {
         let hex =
             |s: &Source| s.store.len() == 32 && s.store.bytes().all(|b| b.is_ascii_hexdigit());
@@ -121,11 +202,7 @@ impl<'a> Receiver<'a> {
             return Err(damaged("its head has an impossible name"));
         }
         let catalog = store.catalog()?;
-        let same = |s: &Source| {
-            let mut all = catalog.checkpoints.values();
-            all.find(|c| source_of(store, c) == *s)
-        };
-        if let Some(c) = same(&begin.source) {
+        if let Some(c) = here(store, &catalog, &begin.source) {
             return Err(StoreError::Exists(format!(
                 "this checkpoint is here already, as {}",
                 c.name
@@ -138,33 +215,10 @@ impl<'a> Receiver<'a> {
             ))
             .into());
         }
-        let base = match &begin.base {
-            None => None,
-            Some(b) => match same(b) {
-                Some(c) => Some(c.id),
-                None => {
-                    let base = begin.base_name.as_deref().unwrap_or("another one");
-                    return Err(StoreError::NotFound(format!(
-                        "it is the difference to checkpoint {base}, which is not here; receive that first, or send without --from"
-                    ))
-                    .into());
-                }
-            },
-        };
+        let base = base_of(store, &catalog, &begin)?;
         let hidden = hidden_name(&begin.source);
         let pinned = base.map(|id| pin(store, id)).transpose()?;
-        let mut r = Self {
-            store,
-            base: pinned.map(|(tree, c)| (tree, c.name)),
-            reached: (0, 0),
-            name,
-            hidden,
-            frames: Vec::new(),
-            waiting: 0,
-            new_chunks: 0,
-            new_bytes: 0,
-            begin,
-        };
+        let mut r = Self::new(store, begin, name, hidden, pinned);
         let have = r.state()?;
         if let Some(from) = r.begin.resume {
             match have {
@@ -228,14 +282,17 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
-    fn advice(&self, e: &StreamError) -> String {
-        if self.reached == (0, 0) {
-            return format!("{e}; nothing of it was kept: send it again");
+    /// What to do when it cannot go on.
+    fn advice(&self) -> String {
+        // What the tree says is what the next one has to go on with.
+        let state = self.state().ok().flatten();
+        match state.map_or((0, 0), |s| s.reached) {
+            (0, 0) => "nothing of it was kept: send it again".into(),
+            reached => format!(
+                "what came before is kept: send it again, or the rest only with --resume {}",
+                token(reached)
+            ),
         }
-        format!(
-            "{e}; what came before is kept: send it again, or the rest only with --resume {}",
-            token(self.reached)
-        )
     }
 
     fn run<R: Read>(&mut self, stream: &mut Reader<R>) -> Result<(), TransferError> {
@@ -328,6 +385,7 @@ impl<'a> Receiver<'a> {
                     }
                 }
             }
+            self.take_twins(&items, w)?;
             // So that the chunks of this slice are found.
             w.finish()?;
             let mut placed: Vec<(u64, u64, Extent)> = Vec::new();
@@ -377,6 +435,32 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
+    /// Puts into packs what of a slice only segments have.
+    fn take_twins(
+        &self,
+        items: &[Item],
+        w: &mut crate::store::packs::Writer<'_>,
+    ) -> Result<(), StoreError> {
+        for i in items {
+            let Item::Map(_, _, list) = i else { continue };
+            for (_, name) in list {
+                let Some((segment, offset, len)) = self.twins.get(name).copied() else {
+                    continue;
+                };
+                if w.has(name)? {
+                    continue;
+                }
+                let mut bytes = vec![0; len as usize];
+                let place = Place { segment, offset };
+                self.store.segments.read_unpacked(place, &mut bytes)?;
+                if name_of(&bytes) == *name {
+                    w.put_new(*name, &bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A chunk that the stream says is in a file of the base.
     fn of_base(&self, at: (u64, u64, u32), name: &Name) -> Result<Vec<u8>, TransferError> {
         let Some((tree, called)) = &self.base else {
@@ -416,7 +500,7 @@ impl<'a> Receiver<'a> {
                 return Ok(None);
             }
         }
-        let place = self.store.segments.allocate(len, true)?;
+        let place = self.store.segments.allocate_void(len)?;
         let mut off = place.offset;
         for (len, name) in list {
             let entry = Entry {
@@ -504,10 +588,11 @@ impl<'a> Receiver<'a> {
         t.commit();
         let root = store.pin_head(&self.hidden)?;
         let next_ino = self.begin.next_ino;
-        let checked =
-            fs::check::check(&mut QuietKv { store, root }, next_ino, &mut |e: &Extent| {
-                store.has_bytes(e)
-            });
+        let checked = fs::check::check(
+            &mut QuietKv::new(store, root),
+            next_ino,
+            &mut |e: &Extent| store.has_bytes(e),
+        );
         store.unpin_root(root);
         let checked = checked.map_err(unwrap_fs)?;
         if let Some(p) = checked.problems.first() {

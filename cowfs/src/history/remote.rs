@@ -19,7 +19,9 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 
+use super::repair::Inodes;
 use super::stream::{self, Begin, Item, Record, StreamError};
+use crate::store::Source;
 use crate::store::packs::frame;
 use crate::store::packs::records::{Name, hex};
 
@@ -371,14 +373,45 @@ impl Remote {
                 None => "there is no checkpoint at this URL".into(),
             }));
         };
-        let key = format!("checkpoints/{found}");
-        let body = self.get(&key)?;
-        let manifest = zstd::Decoder::new(&body[..]).map_err(|_| RemoteError::Damaged(key))?;
+        self.pass_on(&format!("checkpoints/{found}"), None, have, to)
+    }
+
+    /// The object of a checkpoint, if there is one.
+    ///
+    /// # Errors
+    /// The server's.
+    pub(super) fn find(&self, source: &Source) -> Result<Option<String>, RemoteError> {
+        let all = self.list("checkpoints")?;
+        let found = all.into_iter().find(|k| {
+            let mut parts = k.split('-').skip(1);
+            parts.next() == Some(&source.store)
+                && parts.next().and_then(|n| n.parse().ok()) == Some(source.id)
+        });
+        Ok(found.map(|k| format!("checkpoints/{k}")))
+    }
+
+    /// Gets a stream with the chunks that are not in `have`; of some inodes, or of all.
+    ///
+    /// # Errors
+    /// As [`Remote::download`].
+    pub(super) fn pass_on(
+        &self,
+        key: &str,
+        only: Option<&Inodes>,
+        have: HashSet<Name>,
+        to: impl Write,
+    ) -> Result<(), RemoteError> {
+        let body = self.get(key)?;
+        let damaged = |_| RemoteError::Damaged(key.to_owned());
+        let manifest = zstd::Decoder::new(&body[..]).map_err(damaged)?;
         let mut manifest = stream::Reader::new(manifest)?;
         let mut out = stream::Writer::of_version(to, manifest.version)?;
         // Chunks that the other side has, or was passed.
         let mut have = have;
         let mut reached = (0, 0);
+        let mut count = 0;
+        // What was said of chunks of the base that nothing has used yet.
+        let mut bases: HashMap<Name, Item> = HashMap::new();
         loop {
             match manifest.read()? {
                 Record::Chunks(_) => {
@@ -388,16 +421,29 @@ impl Remote {
                     let mut batch = Vec::new();
                     let mut passed = 0;
                     for item in items {
+                        if let Item::Base(_, _, _, name) = &item {
+                            bases.insert(*name, item);
+                            continue;
+                        }
+                        if only.is_some_and(|only| !only.has(item.ino())) {
+                            continue;
+                        }
                         if let Item::Map(_, _, list) = &item {
                             for (_, name) in list {
-                                if !have.contains(name) {
-                                    passed += self.pass(name, &mut have, &mut out)?;
+                                if have.contains(name) {
+                                    continue;
+                                }
+                                match bases.remove(name) {
+                                    Some(base) => {
+                                        have.insert(*name);
+                                        count += 1;
+                                        batch.push(base);
+                                    }
+                                    None => passed += self.pass(name, &mut have, &mut out)?,
                                 }
                             }
                         }
-                        if let Item::Base(_, _, _, name) = &item {
-                            have.insert(*name);
-                        }
+                        count += 1;
                         batch.push(item);
                         if passed > PASSED {
                             // Not further than before: to begin anew from there does no harm.
@@ -411,12 +457,11 @@ impl Remote {
                         out.write(&Record::Items(batch, at))?;
                     }
                 }
-                record => {
-                    out.write(&record)?;
-                    if matches!(record, Record::End(..)) {
-                        return Ok(());
-                    }
+                Record::End(_, chunks) => {
+                    out.write(&Record::End(count, chunks))?;
+                    return Ok(());
                 }
+                record @ Record::Begin(_) => out.write(&record)?,
             }
         }
     }

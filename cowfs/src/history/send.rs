@@ -5,12 +5,14 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use super::base::Replaced;
+use super::cut;
+use super::remote::RemoteError;
+use super::repair::Inodes;
 use super::stream::{self, Begin, Item, Reached, Record, StreamError, Writer};
 use crate::fs::{Extent, key};
 use crate::store::packs::frame::Builder;
-use crate::store::packs::records::{Name, name_of};
-use crate::store::packs::{chunker, ranges};
-use crate::store::segments::Place;
+use crate::store::packs::ranges;
+use crate::store::packs::records::Name;
 use crate::store::{Checkpoint, Source, Store, StoreError};
 use crate::tree::{self, PageId};
 
@@ -20,10 +22,11 @@ const SENT_MAX: usize = 1 << 20;
 const ITEMS_BYTES: usize = 256 << 10;
 /// Chunks of one item, so that whoever has to find them all at once needs bounded memory.
 const RANGE_CHUNKS: usize = 256;
-/// Bytes read at once.
-const READ: usize = 1 << 20;
 /// To find what of a file the base has, so many bytes of it are read for each byte of the new one, and these at least.
 const LEARN: (u64, u64) = (4, 1 << 20);
+
+/// Extents of removed files that are remembered.
+const REMOVED_MAX: usize = 1 << 18;
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -60,6 +63,15 @@ pub enum TransferError {
     /// The stream's.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// No room for what comes, and what to do.
+    #[error("{full}; {advice}", full = StoreError::NoSpace)]
+    Full {
+        /// What was kept, and how to go on with it.
+        advice: String,
+    },
+    /// That of a store of objects.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// The identity of a checkpoint, the same in every store that has it.
@@ -92,6 +104,16 @@ pub(super) fn pin(store: &Store, id: u64) -> Result<(Pinned<'_>, Checkpoint), St
 /// # Errors
 /// Not found; damaged contents, named; the other end's.
 pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, TransferError> {
+    send_some(store, o, None, to)
+}
+
+/// As [`send`], but only of some inodes.
+pub(super) fn send_some<W: Write>(
+    store: &Store,
+    o: SendOptions,
+    only: Option<&Inodes>,
+    to: W,
+) -> Result<Sent, TransferError> {
     let (tree, c) = pin(store, o.checkpoint)?;
     let base = o.base.map(|b| pin(store, b)).transpose()?;
     let mut s = Sender {
@@ -102,6 +124,9 @@ pub fn send<W: Write>(store: &Store, o: SendOptions, to: W) -> Result<Sent, Tran
         },
         replaced: base.as_ref().map(|(b, _)| Replaced::new(store, b.1)),
         old: Old::default(),
+        removed: HashMap::new(),
+        removed_count: 0,
+        only: only.cloned(),
         level: o.level,
         have: o.have,
         sent: HashSet::new(),
@@ -164,6 +189,11 @@ struct Sender<'a, W> {
     /// Only of a difference.
     replaced: Option<Replaced<'a>>,
     old: Old,
+    /// Extents of files that have none any more, with their inodes, by the bytes of the file.
+    removed: HashMap<u64, Vec<(u64, u64, Extent)>>,
+    removed_count: usize,
+    /// Nothing of others is sent.
+    only: Option<Inodes>,
     out: Writer<W>,
     level: i32,
     have: HashSet<Name>,
@@ -192,6 +222,9 @@ impl<W: Write> Sender<'_, W> {
         if ino != self.ino {
             self.end_inode()?;
             self.ino = ino;
+        }
+        if self.only.as_ref().is_some_and(|only| !only.has(ino)) {
+            return Ok(());
         }
         if kind == key::DIRENT
             && let Some(replaced) = &mut self.replaced
@@ -290,6 +323,13 @@ impl<W: Write> Sender<'_, W> {
             }),
             ..Old::default()
         };
+        if map.is_empty() && self.replaced.is_some() && self.removed_count < REMOVED_MAX {
+            // Before what came instead: a newer file has a higher number.
+            let bytes = gone.iter().map(|(from, to)| to - from).sum();
+            let went = unmap.iter().map(|(at, e)| (ino, *at, *e));
+            self.removed.entry(bytes).or_default().extend(went);
+            self.removed_count += unmap.len();
+        }
         if !self.is_begun(ino) {
             for (from, to) in gone {
                 self.push(Item::Unmap(ino, from, to - from));
@@ -320,60 +360,25 @@ impl<W: Write> Sender<'_, W> {
         e: &Extent,
         done: u64,
     ) -> Result<(), TransferError> {
-        let place = |skip: u64| Place {
-            segment: e.seg,
-            offset: e.off + skip,
-        };
         let mut start = done;
         let mut chunks: Vec<(u32, Name)> = Vec::new();
         let mut next = done;
-        for (skip, len, name) in self.store.named(place(done), u64::from(e.len) - done)? {
-            let (skip, mut left) = (skip + done, len);
-            let mut buf = Vec::new();
-            let mut known = name;
-            // A chunk with a name is taken as it is; what has none is cut.
-            let mut at_byte = skip;
-            while left > 0 {
-                let (n, name) = match known.take() {
-                    Some(name) => {
-                        if self.is_to_be_sent(&name, len)? {
-                            buf.resize(usize::try_from(len).unwrap_or(0), 0);
-                            self.read(place(skip), &mut buf)?;
-                            if name_of(&buf) != name {
-                                return Err(self.damaged(place(skip)).into());
-                            }
-                            self.add(name, &buf);
-                        }
-                        (len, name)
-                    }
-                    None => {
-                        if buf.len() < chunker::MAX && (buf.len() as u64) < left {
-                            let want = usize::try_from(left).unwrap_or(READ).min(READ);
-                            let have = buf.len();
-                            buf.resize(want, 0);
-                            self.read(place(at_byte + have as u64), &mut buf[have..])?;
-                        }
-                        let n = chunker::cut(&buf[..buf.len().min(chunker::MAX)]);
-                        let name = name_of(&buf[..n]);
-                        if self.is_to_be_sent(&name, n as u64)? {
-                            let bytes: Vec<u8> = buf[..n].to_vec();
-                            self.add(name, &bytes);
-                        }
-                        buf.drain(..n);
-                        (n as u64, name)
-                    }
-                };
-                chunks.push((u32::try_from(n).unwrap_or(u32::MAX), name));
-                at_byte += n;
-                left -= n;
-                next = at_byte;
-                if self.frame.is_full() || chunks.len() >= RANGE_CHUNKS {
-                    self.push(Item::Map(ino, at + start, std::mem::take(&mut chunks)));
-                    start = next;
-                    self.emit((ino, at + next))?;
+        cut::each::<TransferError>(self.store, e, done, &mut { u64::MAX }, &mut |p| {
+            if self.is_to_be_sent(&p.name, u64::from(p.len))? {
+                match p.bytes {
+                    Some(bytes) => self.add(p.name, bytes),
+                    None => self.add(p.name, &cut::bytes_of(self.store, ino, e, &p)?),
                 }
             }
-        }
+            chunks.push((p.len, p.name));
+            next = p.skip + u64::from(p.len);
+            if self.frame.is_full() || chunks.len() >= RANGE_CHUNKS {
+                self.push(Item::Map(ino, at + start, std::mem::take(&mut chunks)));
+                start = next;
+                self.emit((ino, at + next))?;
+            }
+            Ok(())
+        })?;
         if !chunks.is_empty() {
             self.push(Item::Map(ino, at + start, chunks));
         }
@@ -381,25 +386,6 @@ impl<W: Write> Sender<'_, W> {
             self.emit((ino, at + next))?;
         }
         Ok(())
-    }
-
-    fn read(&self, place: Place, buf: &mut [u8]) -> Result<(), StoreError> {
-        let _gate = self
-            .store
-            .gate
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.store.read_data(place, buf)
-    }
-
-    fn damaged(&self, place: Place) -> StoreError {
-        StoreError::corrupt(
-            &crate::store::segments::file_name(place.segment),
-            format!(
-                "the bytes at {} of inode {} do not have their sum; 'cowfs check --data --repair' may help",
-                place.offset, self.ino
-            ),
-        )
     }
 
     /// True if a chunk has to be sent. If the base has it, says where.
@@ -420,43 +406,36 @@ impl<W: Write> Sender<'_, W> {
         }
     }
 
-    /// Finds the chunks of what was at the places of the file at hand, or else of the file that had its name.
+    /// Finds the chunks of what was at the places of the file at hand, or else of the file that had its name, or else of
+    /// files that went away and had as many bytes: it may be the copy of one, under another name.
     fn learn(&mut self, bytes: u64, gone: Vec<(u64, Extent)>) -> Result<(), TransferError> {
         let mut left = bytes.saturating_mul(LEARN.0).max(LEARN.1);
         let (ino, old) = match &mut self.replaced {
             Some(r) if gone.is_empty() => r.extents(self.ino, left)?,
             _ => (self.ino, gone),
         };
-        for (at, e) in old {
-            let place = |skip: u64| Place {
-                segment: e.seg,
-                offset: e.off + skip,
-            };
-            for (skip, len, name) in self.store.named(place(0), u64::from(e.len))? {
-                if let Some(name) = name {
-                    let n = u32::try_from(len).unwrap_or(u32::MAX);
-                    self.old.chunks.insert(name, (ino, at + skip, n));
-                    continue;
-                }
-                let (mut done, mut buf) = (0, Vec::new());
-                while done < len && left > 0 {
-                    if buf.len() < chunker::MAX && (buf.len() as u64) < len - done {
-                        let have = buf.len();
-                        buf.resize(usize::try_from(len - done).unwrap_or(READ).min(READ), 0);
-                        let from = place(skip + done + have as u64);
-                        // What cannot be read does not help; it is not what is sent.
-                        if self.read(from, &mut buf[have..]).is_err() {
-                            return Ok(());
-                        }
-                    }
-                    let n = chunker::cut(&buf[..buf.len().min(chunker::MAX)]);
-                    let short = u32::try_from(n).unwrap_or(u32::MAX);
-                    let name = name_of(&buf[..n]);
-                    self.old.chunks.insert(name, (ino, at + skip + done, short));
-                    buf.drain(..n);
-                    done += n as u64;
-                    left = left.saturating_sub(n as u64);
-                }
+        let found: Vec<(u64, u64, Extent)> = match self.removed.get(&bytes) {
+            // Of many that have as many bytes only a few are looked at.
+            Some(removed) if old.is_empty() => {
+                left = bytes.saturating_mul(LEARN.0);
+                let mut most = left;
+                let few = removed.iter().take_while(|(_, _, e)| {
+                    let more = most > 0;
+                    most = most.saturating_sub(u64::from(e.len));
+                    more
+                });
+                few.copied().collect()
+            }
+            _ => old.into_iter().map(|(at, e)| (ino, at, e)).collect(),
+        };
+        for (ino, at, e) in found {
+            let learned = cut::each::<StoreError>(self.store, &e, 0, &mut left, &mut |p| {
+                self.old.chunks.insert(p.name, (ino, at + p.skip, p.len));
+                Ok(())
+            });
+            // What cannot be read does not help; it is not what is sent.
+            if learned.is_err() {
+                return Ok(());
             }
         }
         Ok(())
@@ -516,29 +495,4 @@ fn unchanged(old: &[(u64, Extent)], new: &[(u64, Extent)]) -> Vec<(u64, u64)> {
         }
     }
     same
-}
-
-impl Store {
-    /// Pieces of a range, in order: offset in it, length, and the name of those that are whole chunks of the index.
-    fn named(&self, place: Place, len: u64) -> Result<Vec<(u64, u64, Option<Name>)>, StoreError> {
-        let (from, to) = (place.offset, place.offset + len);
-        let mut out = Vec::new();
-        let mut at = from;
-        let mut f = |seg: u32, off: u64, e: crate::store::packs::records::Entry| {
-            let end = off + u64::from(e.len);
-            if seg != place.segment || off < at || end > to {
-                return;
-            }
-            if off > at {
-                out.push((at - from, off - at, None));
-            }
-            out.push((off - from, u64::from(e.len), Some(e.name)));
-            at = end;
-        };
-        self.each_entry((place.segment, from), (place.segment, to), &mut f)?;
-        if at < to {
-            out.push((at - from, to - at, None));
-        }
-        Ok(out)
-    }
 }

@@ -124,6 +124,18 @@ fn put_bytes(out: &mut Vec<u8>, b: &[u8]) {
 }
 
 impl Item {
+    /// The inode that it is of; of a chunk of the base the inode there.
+    pub fn ino(&self) -> u64 {
+        match self {
+            Item::Put(k, _) | Item::Delete(k) => crate::fs::key::split(k).map_or(0, |k| k.0),
+            Item::PutName(ino, ..)
+            | Item::DeleteName(ino, _)
+            | Item::Unmap(ino, ..)
+            | Item::Map(ino, ..)
+            | Item::Base(ino, ..) => *ino,
+        }
+    }
+
     /// Adds its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let num = |out: &mut Vec<u8>, n: u64| out.extend_from_slice(&n.to_le_bytes());

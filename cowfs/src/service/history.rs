@@ -285,7 +285,7 @@ impl From<TransferError> for Failure {
     fn from(e: TransferError) -> Self {
         match e {
             TransferError::Store(e) => e.into(),
-            TransferError::Stream(e) => match std::error::Error::source(&e) {
+            e => match std::error::Error::source(&e) {
                 Some(s) => Failure::new(format!("{e}: {s}")),
                 None => Failure::new(e.to_string()),
             },

@@ -207,6 +207,13 @@ pub enum CatalogOp {
         /// Its name.
         name: String,
     },
+    /// A hidden head takes the place, and the name, of another.
+    Rehide {
+        /// Its name.
+        from: String,
+        /// Name of the other, which goes.
+        to: String,
+    },
     /// A hidden head becomes a checkpoint.
     Receive {
         /// Hidden head.
@@ -486,7 +493,10 @@ impl Catalog {
             CatalogOp::DeleteHead { head } => {
                 self.heads.remove(head).ok_or_else(|| gone(head))?;
             }
-            CatalogOp::Hide { .. } | CatalogOp::Unhide { .. } | CatalogOp::Receive { .. } => {
+            CatalogOp::Hide { .. }
+            | CatalogOp::Unhide { .. }
+            | CatalogOp::Rehide { .. }
+            | CatalogOp::Receive { .. } => {
                 self.apply_hidden(op, generation)?;
                 self.version = VERSION;
             }
@@ -528,6 +538,13 @@ impl Catalog {
             }
             CatalogOp::Unhide { name } => {
                 self.hidden.remove(name).ok_or_else(|| gone(name))?;
+            }
+            CatalogOp::Rehide { from, to } => {
+                if !self.hidden.contains_key(to) {
+                    return Err(gone(to));
+                }
+                let h = self.hidden.remove(from).ok_or_else(|| gone(from))?;
+                self.hidden.insert(to.clone(), h);
             }
             CatalogOp::Receive {
                 hidden,
@@ -573,6 +590,7 @@ impl Catalog {
             op,
             CatalogOp::Pin { .. }
                 | CatalogOp::Unhide { .. }
+                | CatalogOp::Rehide { .. }
                 | CatalogOp::Delete { .. }
                 | CatalogOp::DeleteHead { .. }
                 | CatalogOp::Rollback { left: None, .. }
@@ -635,6 +653,23 @@ mod tests {
         assert!(c.apply(&hide("@x", None), 2).is_err());
         assert!(c.any_head("@x").is_some() && !c.heads.contains_key("@x"));
         assert_eq!(c.head_by_id(7).map(|h| h.root), Some(0));
+        let rehide = |from: &str, to: &str| CatalogOp::Rehide {
+            from: from.into(),
+            to: to.into(),
+        };
+        for bad in [rehide("@x", "@y"), rehide("@y", "@x")] {
+            assert!(c.apply(&bad, 3).is_err() && c.any_head("@x").is_some());
+        }
+        let other = CatalogOp::Hide {
+            id: 8,
+            name: "@y".into(),
+            from: None,
+            created_us: 0,
+        };
+        c.apply(&other, 3).expect("a new name");
+        c.apply(&rehide("@y", "@x"), 3).expect("both are there");
+        assert!(c.any_head("@y").is_none());
+        assert_eq!(c.any_head("@x").map(|h| h.id), Some(8));
         let op = CatalogOp::Unhide { name: "@x".into() };
         c.apply(&op, 3).expect("it is there");
         assert!(c.apply(&op, 3).is_err());

@@ -4,9 +4,9 @@ use rustc_hash::FxHashMap;
 
 use super::error::StoreError;
 use super::segments::file_name;
-use super::{ReadTxn, Store};
+use super::{ReadTxn, Store, packs};
 use crate::fs;
-use crate::tree::{self, PageId};
+use crate::tree;
 
 /// What a check found.
 #[derive(Debug, Default, Clone)]
@@ -19,6 +19,10 @@ pub struct CheckReport {
     pub inodes: u64,
     /// Problems, naming head or checkpoint and inode (the first hundred of each tree).
     pub problems: Vec<String>,
+    /// Trees with damaged pages.
+    pub damaged_trees: u64,
+    /// The index of packed contents is one of them: nobody can tell what contents are right.
+    pub no_index: bool,
 }
 
 impl Store {
@@ -29,37 +33,41 @@ impl Store {
     pub fn check(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, StoreError> {
         let catalog = self.catalog()?;
         let mut report = CheckReport::default();
-        let mut trees: Vec<(String, PageId, u64)> = Vec::new();
-        for (name, h) in &catalog.heads {
-            trees.push((format!("head {name}"), h.root, h.next_ino));
-        }
-        for c in catalog.checkpoints.values() {
-            trees.push((format!("checkpoint {}", c.name), c.root, c.next_ino));
-        }
-        let hidden = catalog.hidden.iter();
-        for (name, h) in hidden {
-            let verified = tree::verify(&mut self.quiet(), h.root);
-            match verified {
-                Ok(stats) => report.pages += stats.pages,
-                Err(e) => report.problems.push(format!("hidden tree {name}: {e}")),
-            }
-        }
+        let trees = self.trees()?;
+        let next_inos: FxHashMap<String, u64> = {
+            let heads = catalog.heads.iter();
+            let heads = heads.map(|(n, h)| (format!("head {n}"), h.next_ino));
+            let checkpoints = catalog.checkpoints.values();
+            heads
+                .chain(checkpoints.map(|c| (format!("checkpoint {}", c.name), c.next_ino)))
+                .collect()
+        };
         let mut lens: FxHashMap<u32, Option<u64>> = FxHashMap::default();
-        let all = trees.len() as u64;
-        for (i, (name, root, next_ino)) in trees.iter().enumerate() {
-            progress(i as u64, all);
-            report.trees += 1;
-            let verified = {
-                let mut core = self.core()?;
-                tree::verify(&mut core.pages, *root)
+        let all = next_inos.len() as u64;
+        for (name, _, root) in &trees {
+            progress(report.trees, all);
+            let next_ino = next_inos.get(name);
+            report.trees += u64::from(next_ino.is_some());
+            let verified = match next_ino {
+                // With the lock held: a head may go on.
+                Some(_) => tree::verify(&mut self.core()?.pages, *root),
+                None => tree::verify(&mut self.quiet(), *root),
             };
             match verified {
                 Ok(stats) => report.pages += stats.pages,
                 Err(e) => {
+                    report.damaged_trees += 1;
                     report.problems.push(format!("{name}: {e}"));
+                    if next_ino.is_some() {
+                        let lost = self.name_lost(*root)?;
+                        let lines = lost.iter().map(|l| format!("{name}: {l}"));
+                        report.problems.extend(lines);
+                    }
+                    report.no_index |= *name == format!("hidden tree {}", packs::HEAD);
                     continue;
                 }
             }
+            let Some(next_ino) = next_ino else { continue };
             let mut in_store = |e: &fs::Extent| {
                 let len = *lens.entry(e.seg).or_insert_with(|| self.segment_len(e.seg));
                 self.has_bytes_of(e, len)
@@ -87,8 +95,16 @@ impl Store {
     }
 
     fn has_bytes_of(&self, e: &fs::Extent, len: Option<u64>) -> bool {
-        let (packed, n) = self.packs.run(e.seg, e.off, u64::from(e.len));
-        packed && n == u64::from(e.len) || len.is_some_and(|l| e.off + u64::from(e.len) <= l)
+        let (mut at, end) = (e.off, e.off + u64::from(e.len));
+        // A part may be packed, and the rest not.
+        while at < end {
+            let (packed, n) = self.packs.run(e.seg, at, end - at);
+            at += n.max(1);
+            if !packed && len.is_none_or(|l| at > l) {
+                return false;
+            }
+        }
+        true
     }
 
     /// True if an extent lies in what is packed, or within its segment's file.

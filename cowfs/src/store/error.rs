@@ -24,10 +24,14 @@ pub enum StoreError {
     )]
     NoSpace,
     /// A tree page is damaged.
-    #[error("meta: {0}; run 'cowfs check' and restore the store from a copy")]
+    #[error(
+        "meta: {0}; run 'cowfs check', which says what is lost; with --repair --from it gets what another store has"
+    )]
     Tree(#[from] TreeError),
     /// A file of the store does not hold what it should.
-    #[error("{file}: {what}; run 'cowfs check', or restore the store from a copy")]
+    #[error(
+        "{file}: {what}; run 'cowfs check', which says what is lost; with --repair it puts right what can be"
+    )]
     Corrupt {
         /// File inside the store directory.
         file: String,
@@ -86,6 +90,14 @@ impl StoreError {
             doing: "syncing",
             source,
         }
+    }
+
+    /// True if something of the store is not what it should be, or cannot be read.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Tree(_) | StoreError::Corrupt { .. } | StoreError::Io { .. }
+        )
     }
 
     /// A corrupt file.

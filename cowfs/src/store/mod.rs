@@ -17,6 +17,7 @@ mod open;
 mod pace;
 pub mod packs;
 pub mod pages;
+pub(crate) mod repair;
 mod replay;
 mod row;
 pub mod segments;
@@ -33,6 +34,7 @@ pub use catalog::{Catalog, CatalogOp, Checkpoint, Checkpoints, Head, Origin, Sou
 pub use check::CheckReport;
 pub use error::StoreError;
 pub use gc::GcReport;
+pub use repair::LostPage;
 pub use row::Row;
 pub use txn::{ReadTxn, Txn};
 
@@ -461,12 +463,17 @@ impl Store {
 /// The pages of fixed and pinned trees, read beside the cache, so that a walk of everything does not empty it. The lock is
 /// held for a moment only.
 #[derive(Debug)]
-pub(crate) struct Quiet<'a>(&'a Store);
+pub(crate) struct Quiet<'a>(&'a Store, Option<&'a pages::PageMap>);
 
 impl Store {
     /// Reads fixed and pinned trees without disturbing others.
     pub(crate) fn quiet(&self) -> Quiet<'_> {
-        Quiet(self)
+        Quiet(self, None)
+    }
+
+    /// Reads fixed trees as they were if these pages were where some are.
+    pub(crate) fn quiet_with<'a>(&'a self, over: &'a pages::PageMap) -> Quiet<'a> {
+        Quiet(self, Some(over))
     }
 }
 
@@ -474,6 +481,9 @@ impl crate::tree::Pages for Quiet<'_> {
     type Error = StoreError;
 
     fn read(&mut self, id: PageId) -> Result<Arc<crate::tree::Page>, StoreError> {
+        if let Some(page) = self.1.and_then(|over| over.get(&id)) {
+            return Ok(Arc::clone(page));
+        }
         let (file, pages) = {
             let core = self.0.core()?;
             if let Some(page) = core.pages.peek(id) {

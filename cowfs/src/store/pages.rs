@@ -182,6 +182,12 @@ impl Pages {
         self.bitmap.clear(id);
     }
 
+    /// Forgets what the file had at a place.
+    pub fn forget_clean(&mut self, id: PageId) {
+        self.young.remove(&id);
+        self.old.remove(&id);
+    }
+
     /// Begins a commit: what is dirty now becomes the commit's, and the generation moves on.
     /// Returns the pages to write and the places to free when the commit is durable.
     pub fn begin_commit(&mut self) -> (Arc<PageMap>, Vec<PageId>) {

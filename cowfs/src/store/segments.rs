@@ -277,12 +277,82 @@ impl Segments {
     /// # Errors
     /// Host errors when a new segment cannot be made.
     pub fn allocate(&self, len: u64, align_blocks: bool) -> Result<Place, StoreError> {
+        self.find(len, align_blocks, true)
+    }
+
+    /// Ranges of a segment in which its file has nothing; all of it, if there is no file.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn holes(&self, segment: u32) -> Result<Vec<(u64, u64)>, StoreError> {
+        use nix::unistd::{Whence, lseek64};
+        let name = file_name(segment);
+        let file = match self.file(segment) {
+            Ok(f) => f,
+            Err(StoreError::Corrupt { .. }) => return Ok(vec![(0, SEGMENT_BYTES)]),
+            Err(e) => return Err(e),
+        };
+        let len = file.len().map_err(StoreError::io(&name, "reading"))?;
+        let len = len.min(SEGMENT_BYTES);
+        let mut holes = Vec::new();
+        let mut at = 0;
+        if let Some(host) = file.host() {
+            let seek = |at: u64, whence| {
+                let found = lseek64(host, i64::try_from(at).unwrap_or(i64::MAX), whence);
+                found.map(|n| u64::try_from(n).unwrap_or(0))
+            };
+            let err = |e: nix::Error| StoreError::io(&name, "looking for holes")(e.into());
+            while at < len {
+                let hole = seek(at, Whence::SeekHole).map_err(err)?.min(len);
+                let data = match seek(hole, Whence::SeekData) {
+                    Ok(n) => n.min(len),
+                    Err(nix::Error::ENXIO) => len,
+                    Err(e) => return Err(err(e)),
+                };
+                if data > hole {
+                    holes.push((hole, data));
+                }
+                at = data.max(hole + 1);
+            }
+        } else {
+            // A disk that cannot say: nobody has written what has nothing but zeros.
+            let mut block = vec![0; BLOCK as usize];
+            while at < len {
+                file.read_at(&mut block, at)
+                    .map_err(StoreError::io(&name, "reading"))?;
+                if block.iter().all(|b| *b == 0) {
+                    holes.push((at, at + BLOCK));
+                }
+                at += BLOCK;
+            }
+        }
+        holes.push((len, SEGMENT_BYTES));
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for (from, to) in holes.into_iter().filter(|h| h.0 < h.1) {
+            match joined.last_mut() {
+                Some(last) if last.1 >= from => last.1 = to,
+                _ => joined.push((from, to)),
+            }
+        }
+        Ok(joined)
+    }
+
+    /// Finds room of which only the numbers are used: nothing was ever written there, and nothing may be. So the segment's
+    /// file has a hole there, which tells a repair that the bytes are elsewhere.
+    ///
+    /// # Errors
+    /// As [`Segments::allocate`].
+    pub fn allocate_void(&self, len: u64) -> Result<Place, StoreError> {
+        self.find(len, true, false)
+    }
+
+    fn find(&self, len: u64, align_blocks: bool, used: bool) -> Result<Place, StoreError> {
         let mut s = self.state();
         // What fills its blocks goes to whole blocks, which can be given out again one by one; the rest is packed.
         let large = align_blocks || len >= PACK_MAX || len.is_multiple_of(BLOCK);
         let step = if large { BLOCK } else { 8 };
         let want = len.next_multiple_of(step);
-        if large && !s.hold && want <= 1 << 20 {
+        if large && used && !s.hold && want <= 1 << 20 {
             let found = s
                 .pool
                 .iter()

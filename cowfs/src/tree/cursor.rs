@@ -75,6 +75,11 @@ impl Cursor {
             .map(|f| f.page.key(f.idx + 1))
     }
 
+    /// Lower bound of the current child, and upper bound.
+    pub(super) fn bounds(&self) -> (&[u8], Option<&[u8]>) {
+        (self.low(), self.high())
+    }
+
     /// Enters the current child at its first entry. The current page must be an inner one, and the
     /// current entry not past its end.
     pub(super) fn push_child<P: Pages>(&mut self, p: &mut P) -> Result<(), P::Error> {

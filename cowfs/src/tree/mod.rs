@@ -33,6 +33,7 @@ mod cursor;
 mod diff;
 mod page;
 mod read;
+mod survey;
 mod walk;
 mod write;
 
@@ -45,6 +46,7 @@ use std::sync::Arc;
 pub use diff::diff;
 pub use page::Page;
 pub use read::{get, last_before};
+pub use survey::{Filler, Lost, OnPage, survey};
 pub use walk::{Stats, Visit, mark, scan, verify};
 pub use write::{insert, own_root, remove};
 

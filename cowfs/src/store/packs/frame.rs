@@ -15,8 +15,10 @@
 
 use super::records::{CHUNK_MAX, Name, name_of};
 
-const MAGIC: &[u8; 4] = b"CPF1";
-const HEADER: usize = 64;
+/// First bytes.
+pub(super) const MAGIC: &[u8; 4] = b"CPF1";
+/// Bytes before the table.
+pub(super) const HEADER: usize = 64;
 const ROW: usize = 36;
 /// A frame is closed when it has so many bytes.
 pub const RAW_WANTED: usize = 512 << 10;
@@ -123,6 +125,18 @@ fn head_sum(head: &[u8]) -> [u8; 32] {
     h.update(&head[..32]);
     h.update(&head[HEADER..]);
     *h.finalize().as_bytes()
+}
+
+/// Bytes of a frame, as its header says; nothing if that cannot be one.
+pub(super) fn len_of(header: &[u8; HEADER]) -> Option<u64> {
+    let number = |at: usize| {
+        let bytes = header.get(at..at + 4)?.first_chunk::<4>()?;
+        Some(u64::from(u32::from_le_bytes(*bytes)))
+    };
+    let (stored, count) = (number(12)?, number(16)?);
+    header
+        .starts_with(MAGIC)
+        .then_some(HEADER as u64 + ROW as u64 * count + stored)
 }
 
 /// Unpacks a frame. A payload that is damaged leaves chunks that are not good.

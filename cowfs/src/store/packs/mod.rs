@@ -11,6 +11,7 @@ pub mod chunker;
 pub mod frame;
 mod pack;
 pub(crate) mod ranges;
+mod rebuild;
 pub mod records;
 pub(super) mod sweep;
 mod verify;
@@ -493,13 +494,23 @@ impl Store {
         to: &[u8],
         f: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), StoreError> {
+        self.each_record(HEAD, from, to, f)
+    }
+
+    fn each_record(
+        &self,
+        head: &str,
+        from: Vec<u8>,
+        to: &[u8],
+        f: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), StoreError> {
         let mut from = from;
-        if self.core()?.catalog.any_head(HEAD).is_none() {
+        if self.core()?.catalog.any_head(head).is_none() {
             return Ok(());
         }
         loop {
             let (mut n, mut last) = (0, Vec::new());
-            let mut txn = self.read_head(HEAD)?;
+            let mut txn = self.read_head(head)?;
             txn.scan(&from, to, &mut |k, v| {
                 f(k, v);
                 n += 1;
@@ -555,8 +566,13 @@ impl Store {
 
     /// Changes the index, in batches.
     pub(crate) fn change_index(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.change_records(HEAD, changes)
+    }
+
+    /// Changes a hidden tree of the index's kind, in batches.
+    fn change_records(&self, head: &str, changes: &[Change]) -> Result<(), StoreError> {
         for slice in changes.chunks(BATCH) {
-            let mut txn = self.begin(HEAD)?;
+            let mut txn = self.begin(head)?;
             for (k, v) in slice {
                 match v {
                     Some(v) => txn.put(k, v).map_err(unwrap_fs)?,
@@ -570,6 +586,13 @@ impl Store {
 
     /// Reads what is packed, when a store is opened.
     pub(super) fn load_packs(&self) -> Result<(), StoreError> {
+        self.packs
+            .covered
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.packs.stored.store(0, Ordering::Relaxed);
+        *lock(&self.packs.broken) = None;
         let last = self.packs.existing()?.last().copied();
         {
             let mut c = lock(&self.packs.cursor);

@@ -18,6 +18,10 @@ pub const FRAME: u8 = 0x23;
 /// Bytes of a chunk at most.
 pub const CHUNK_MAX: u32 = 1 << 20;
 
+/// The name that an entry has when what it named was lost with a damaged page of the index. No chunk has it, so that reading
+/// there is an error.
+pub const UNKNOWN: Name = [0; 32];
+
 /// The name of a chunk: BLAKE3 of its bytes.
 pub type Name = [u8; 32];
 

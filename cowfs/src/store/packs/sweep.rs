@@ -144,6 +144,8 @@ impl Store {
         entries: &Entries,
     ) -> Result<u64, StoreError> {
         if index == 0 {
+            // Of a pack or a receive that came to nothing frames may be left.
+            self.clear_packs(&Frames::new(), self.packs.appended_to())?;
             return Ok(0);
         }
         fault::point("gc:index");

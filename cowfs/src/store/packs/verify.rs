@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use super::ranges::{self, Range};
-use super::records::{self, CHUNK, ChunkAt, Entry, FRAME, FrameInfo, Name, name_of};
+use super::records::{self, CHUNK, ChunkAt, Entry, FRAME, FrameInfo, Name, UNKNOWN, name_of};
 use super::{PackOptions, file_name};
 use crate::fs::{Extent, ROOT_INO, key};
 use crate::store::segments::{self, Place};
@@ -322,7 +322,9 @@ impl Store {
         })?;
         let mut right: HashSet<Name> = HashSet::new();
         let mut lost: BTreeSet<Name> = BTreeSet::new();
-        for (segment, offset, e) in &found.entries {
+        // Without a name there is nothing to ask for; [`crate::history::repair`] knows how to find one.
+        let named = found.entries.iter().filter(|e| e.2.name != UNKNOWN);
+        for (segment, offset, e) in named {
             if lost.contains(&e.name) {
                 continue;
             }
