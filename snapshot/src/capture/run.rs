@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 /// What is left to be copied at the stop is copied in it, if it is not more than this.
 const COPY_IN_STOP: u64 = 256 << 10;
 const ATTEMPTS: u32 = 20;
+/// So often is stopped anew when there is a process that was not there before, or one is missing.
+const RESTLESS: u32 = 5;
 
 /// What becomes of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,6 +250,9 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
 
     // The stop.
     let mut attempt = 0;
+    let mut restless = 0;
+    let mut known = [&pids[..], &zombies].concat();
+    known.sort_unstable();
     let (stopped, fixed, frozen_files, object_entries, taken, t0) = loop {
         attempt += 1;
         let mut stopped = Vec::with_capacity(targets.len());
@@ -268,12 +273,23 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         clock.lap("asking");
         let asking_us = us(t1.elapsed());
         let t1 = Instant::now();
-        let mut again = false;
+        // What was made since the plan runs on, and would be missing in the snapshot: its parent would wait for nobody.
+        let mut now = proc::tree(options.pid)?;
+        now.sort_unstable();
+        let calm = now == known;
+        if !calm {
+            restless += 1;
+            if restless == RESTLESS {
+                return Err(Error::Restless(options.pid, restless));
+            }
+        }
+        clock.lap("tree");
+        let mut again = !calm;
         let mut maps = Vec::with_capacity(asking.len());
         for a in &mut asking {
             let now = proc::maps(a.planned.pid)?;
             clock.lap("maps");
-            again |= !a.freeze(&now, attempt >= ATTEMPTS)?;
+            again |= calm && !a.freeze(&now, attempt >= ATTEMPTS)?;
             maps.push(now);
         }
         report.mark_us = us(t1.elapsed());
