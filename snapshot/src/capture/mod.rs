@@ -1,6 +1,7 @@
 //! Taking a snapshot: what may be taken ([`plan`]), what there is beside memory and open files ([`state`], [`ranges`]), and
 //! the order of events.
 
+mod exits;
 pub mod hold;
 pub mod host;
 pub mod plan;

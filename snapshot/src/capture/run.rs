@@ -1,5 +1,6 @@
 //! The order of a snapshot. `docs/snapshot.md`, sections 1 to 4.
 
+use super::exits::Exits;
 use super::plan::{self, Planned, Refusal};
 use super::ranges::{Objects, Treatment, treatment};
 use super::{Error, hold, host, state, userfault};
@@ -13,7 +14,7 @@ use crate::proc::{self, Map};
 use crate::sys::remote;
 use crate::target::driver::Foothold;
 use crate::target::journal::{self, Journal};
-use crate::target::{Driver, Stopped};
+use crate::target::{Batch, Driver, Stopped};
 use serde::Serialize;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -152,6 +153,7 @@ struct Target {
     journal: Journal,
     foothold: Option<Foothold>,
     tracker: Option<Tracker>,
+    exits: Exits,
 }
 
 /// What was read of a process at the point in time.
@@ -234,6 +236,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             journal,
             foothold: None,
             tracker: None,
+            exits: Exits::default(),
         });
     }
     let guardian = Guardian::start(options, &targets)?;
@@ -553,7 +556,15 @@ impl Target {
         let scratch = before.scratch_len(self.planned.threads + 64, self.planned.timers + 16);
         self.foothold = Some(driver.settle(scratch)?);
         let uffd = match options.method {
-            Method::Tracked => Some(userfault::create(pid, pidfd.as_fd(), &mut driver)?),
+            Method::Tracked => {
+                let uffd = userfault::create(pid, pidfd.as_fd(), &mut driver)?;
+                let mut batch = Batch::new();
+                let word = batch.room(8);
+                batch.call(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), word]);
+                driver.run(&mut batch)?;
+                self.exits.first_thread(batch.word(word, 0));
+                Some(uffd)
+            }
             Method::StopAndCopy => None,
         };
         driver.leave()?;
@@ -571,29 +582,23 @@ impl Target {
 
     /// Protects and copies while the target runs.
     fn track(&mut self) -> Result<(), Error> {
-        let (pid, foothold) = (self.planned.pid, self.foothold);
+        let (pid, foothold, exits) = (self.planned.pid, self.foothold, &mut self.exits);
         if let Some(tracker) = &mut self.tracker {
-            let mut current = || {
-                proc::maps(pid)
-                    .map(|m| tracked(&m, foothold))
-                    .unwrap_or_default()
-            };
+            let mut current = || ranges_now(pid, foothold, exits);
             tracker.set_ranges(&current())?;
             tracker.track(&mut current)?;
             let maps = proc::maps(pid)?;
-            tracker.prepare_plain(&spans(&maps, foothold, Treatment::Written))?;
+            let mut plain = exits.inside(&tracked(&maps, foothold));
+            plain.extend(spans(&maps, foothold, Treatment::Written));
+            tracker.prepare_plain(&plain)?;
         }
         Ok(())
     }
 
     fn tighten(&mut self) -> Result<(), Error> {
-        let (pid, foothold) = (self.planned.pid, self.foothold);
+        let (pid, foothold, exits) = (self.planned.pid, self.foothold, &mut self.exits);
         if let Some(tracker) = &mut self.tracker {
-            tracker.tighten(&mut || {
-                proc::maps(pid)
-                    .map(|m| tracked(&m, foothold))
-                    .unwrap_or_default()
-            })?;
+            tracker.tighten(&mut || ranges_now(pid, foothold, exits))?;
         }
         Ok(())
     }
@@ -616,6 +621,7 @@ impl Target {
             before,
             stopped,
             tracker: self.tracker.as_mut(),
+            exits: &mut self.exits,
             foothold: self.foothold,
             space: self.space,
             driver,
@@ -631,24 +637,27 @@ struct Asking<'a> {
     before: &'a state::Before,
     stopped: &'a Stopped,
     tracker: Option<&'a mut Tracker>,
+    exits: &'a mut Exits,
     foothold: Option<Foothold>,
     space: u32,
     driver: Driver<'a>,
     asked: state::Asked,
 }
 
-impl Asking<'_> {
+impl<'a> Asking<'a> {
     /// Fixes the point in time. False: too much can be written; try again.
     fn freeze(&mut self, maps: &[Map], force: bool) -> Result<bool, Error> {
         let foothold = self.foothold;
         let Some(tracker) = &mut self.tracker else {
             return Ok(true);
         };
-        let now = tracked(maps, foothold);
-        match tracker.freeze(&now, force)? {
+        self.exits.look(self.planned.pid);
+        let all = tracked(maps, foothold);
+        match tracker.freeze(&self.exits.outside(&all), force)? {
             Frozen::Again { .. } => Ok(false),
             Frozen::Fixed(fence) => {
                 let mut plain = fence.untracked;
+                plain.extend(self.exits.inside(&all));
                 plain.extend(spans(maps, foothold, Treatment::Written));
                 let mut clock = Laps::new();
                 tracker.copy_plain(&plain)?;
@@ -661,10 +670,10 @@ impl Asking<'_> {
     }
 
     /// Takes the answers and sends the threads back to their own code, where they stand still.
-    fn answer(mut self) -> Result<(Process, Space, state::Xstates), Error> {
+    fn answer(mut self) -> Result<(&'a Exits, (Process, Space, state::Xstates)), Error> {
         let answers = state::put_together(&mut self.driver, self.before, self.asked, self.stopped)?;
         self.driver.leave()?;
-        Ok(answers)
+        Ok((self.exits, answers))
     }
 
     /// Everything else of the process.
@@ -679,11 +688,12 @@ impl Asking<'_> {
         let (planned, foothold, space_number) = (self.planned, self.foothold, self.space);
         let pid = planned.pid;
         let mut clock = Laps::new();
-        let (mut process, layout, xstates) = self.answer()?;
+        let (exits, (mut process, layout, xstates)) = self.answer()?;
         clock.lap("answered");
         process.space = space_number;
         let mut ranges: Vec<Range> = Vec::with_capacity(maps.len());
-        for map in maps.iter().filter(|m| !is_scratch(m, foothold)) {
+        let whole = exits.join(maps.to_vec());
+        for map in whole.iter().filter(|m| !is_scratch(m, foothold)) {
             ranges.push(
                 objects
                     .borrow_mut()
@@ -756,6 +766,15 @@ fn spans(maps: &[Map], foothold: Option<Foothold>, wanted: Treatment) -> Vec<Spa
 
 fn tracked(maps: &[Map], foothold: Option<Foothold>) -> Vec<Span> {
     spans(maps, foothold, Treatment::Tracked)
+}
+
+/// What is tracked of a process, as its mappings are now.
+fn ranges_now(pid: i32, foothold: Option<Foothold>, exits: &mut Exits) -> Vec<Span> {
+    let Ok(maps) = proc::maps(pid) else {
+        return Vec::new();
+    };
+    exits.look(pid);
+    exits.outside(&tracked(&maps, foothold))
 }
 
 /// Times of the steps in the stop, for the log.
