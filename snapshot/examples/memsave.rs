@@ -68,17 +68,17 @@ fn main() {
     };
     let begin = Instant::now();
     let mut tracker = Tracker::new(pid, t.uffd.take().unwrap(), 0, pages.clone(), options).unwrap();
-    tracker.set_ranges(&t.spans()).unwrap();
+    tracker.set_ranges(&t.spans().into()).unwrap();
     phase("registered");
-    tracker.track(&mut || harness::spans(pid)).unwrap();
+    tracker.track(&mut || harness::spans(pid).into()).unwrap();
     phase("tracked");
     let tracked = begin.elapsed();
     // As a tracer would stop it: little time passes between the last round and the stop.
     snapshot::sys::sched::prefer_this_thread();
     let spans = t.spans();
-    tracker.tighten(&mut || spans.clone()).unwrap();
+    tracker.tighten(&mut || spans.clone().into()).unwrap();
     t.stop();
-    let fence = match tracker.freeze(&spans, true).unwrap() {
+    let fence = match tracker.freeze(&spans.clone().into(), true).unwrap() {
         Frozen::Fixed(f) => f,
         Frozen::Again { .. } => unreachable!("it was forced"),
     };

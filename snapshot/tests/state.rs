@@ -106,7 +106,6 @@ fn check(user: &str, uid: u32) {
     let (mut p, _, xstates) = state::put_together(&mut driver, &before, asked, &stopped).unwrap();
     xstates.put(&mut p);
     driver.unsettle().unwrap();
-    driver.leave().unwrap();
     stopped.release();
     assert_eq!(proc::maps(pid).unwrap(), maps);
 
@@ -212,9 +211,8 @@ fn what_threads_told_before_the_stop_holds_or_is_asked_again() {
     let size = |tid| all.iter().find(|t| t.0 == tid).unwrap().1.2;
     assert_eq!((size(tids[0]), size(tids[2])), (64 << 10, 64 << 10));
     assert!(size(tids[1]) > 64 << 10, "{all:?}");
-    let mut driver = Driver::enter(&stopped, &[pid], &mut journal, Some(foothold)).unwrap();
+    let driver = Driver::enter(&stopped, &[pid], &mut journal, Some(foothold)).unwrap();
     driver.unsettle().unwrap();
-    driver.leave().unwrap();
     stopped.release();
 }
 

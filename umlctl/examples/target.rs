@@ -15,6 +15,8 @@ static SIGNALS: AtomicU64 = AtomicU64::new(0);
 static DISORDER: AtomicU64 = AtomicU64::new(0);
 static ERRORS: AtomicU64 = AtomicU64::new(0);
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
+/// What each of the extras has done.
+static EXTRAS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// The words of the status file.
 #[derive(Debug)]
@@ -100,7 +102,8 @@ fn busy(status: &Status, threads: u64, mb: u64, extras: &[String]) {
             .spawn(move || worker(t, pages as usize))
             .unwrap();
     }
-    for e in extras {
+    assert!(extras.len() <= EXTRAS.len());
+    for (e, done) in extras.iter().zip(&EXTRAS) {
         let what: fn() = match e.as_str() {
             "churn" => churn,
             "maps" => maps,
@@ -113,6 +116,7 @@ fn busy(status: &Status, threads: u64, mb: u64, extras: &[String]) {
         std::thread::spawn(move || {
             loop {
                 what();
+                done.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_micros(300));
             }
         });
@@ -122,7 +126,17 @@ fn busy(status: &Status, threads: u64, mb: u64, extras: &[String]) {
     loop {
         beats += 1;
         let s = |a: &AtomicU64| a.load(Ordering::SeqCst);
-        status.put(&[beats, s(&ERRORS), s(&SIGNALS), s(&DISORDER), s(&ROUNDS)]);
+        let [a, b, c] = EXTRAS.each_ref().map(s);
+        status.put(&[
+            beats,
+            s(&ERRORS),
+            s(&SIGNALS),
+            s(&DISORDER),
+            s(&ROUNDS),
+            a,
+            b,
+            c,
+        ]);
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -2,6 +2,7 @@
 //! the order of events.
 
 mod directory;
+mod exits;
 mod guardian;
 pub mod hold;
 pub mod host;

@@ -1,6 +1,7 @@
 //! The order of a snapshot. `docs/snapshot.md`, sections 1 to 4.
 
 use super::directory::Directory;
+use super::exits::Exits;
 use super::guardian::Guardian;
 use super::plan::{self, Planned, Refusal};
 use super::ranges::{Objects, Treatment, treatment};
@@ -16,7 +17,7 @@ use crate::proc::{self, Map};
 use crate::sys::remote;
 use crate::target::driver::Foothold;
 use crate::target::journal::{self, Journal};
-use crate::target::{Driver, Stopped};
+use crate::target::{Batch, Driver, Stopped};
 use serde::Serialize;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 /// What is left to be copied at the stop is copied in it, if it is not more than this.
 const COPY_IN_STOP: u64 = 256 << 10;
 const ATTEMPTS: u32 = 20;
+/// So often is stopped anew when there is a process that was not there before, or one is missing.
+const RESTLESS: u32 = 5;
 
 /// What becomes of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +157,7 @@ struct Target {
     foothold: Option<Foothold>,
     tracker: Option<Tracker>,
     known: Known,
+    exits: Exits,
 }
 
 /// What was read of a process at the point in time.
@@ -237,6 +241,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             foothold: None,
             tracker: None,
             known: Known::default(),
+            exits: Exits::default(),
         });
     }
     let journals = targets.iter().map(|t| t.journal.path());
@@ -254,6 +259,9 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
 
     // The stop.
     let mut attempt = 0;
+    let mut restless = 0;
+    let mut known = [&pids[..], &zombies].concat();
+    known.sort_unstable();
     let (stopped, fixed, frozen_files, object_entries, taken, t0) = loop {
         attempt += 1;
         let mut stopped = Vec::with_capacity(targets.len());
@@ -274,12 +282,23 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         clock.lap("asking");
         let asking_us = us(t1.elapsed());
         let t1 = Instant::now();
-        let mut again = false;
+        // What was made since the plan runs on, and would be missing in the snapshot: its parent would wait for nobody.
+        let mut now = proc::tree(options.pid)?;
+        now.sort_unstable();
+        let calm = now == known;
+        if !calm {
+            restless += 1;
+            if restless == RESTLESS {
+                return Err(Error::Restless(options.pid, restless));
+            }
+        }
+        clock.lap("tree");
+        let mut again = !calm;
         let mut maps = Vec::with_capacity(asking.len());
         for a in &mut asking {
             let now = proc::maps(a.planned.pid)?;
             clock.lap("maps");
-            again |= !a.freeze(&now, attempt >= ATTEMPTS)?;
+            again |= calm && !a.freeze(&now, attempt >= ATTEMPTS)?;
             maps.push(now);
         }
         report.mark_us = us(t1.elapsed());
@@ -546,7 +565,15 @@ impl Target {
         let scratch = before.scratch_len(self.planned.threads + 64, self.planned.timers + 16);
         self.foothold = Some(driver.settle(scratch)?);
         let uffd = match options.method {
-            Method::Tracked => Some(userfault::create(pid, pidfd.as_fd(), &mut driver)?),
+            Method::Tracked => {
+                let uffd = userfault::create(pid, pidfd.as_fd(), &mut driver)?;
+                let mut batch = Batch::new();
+                let word = batch.room(8);
+                batch.call(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), word]);
+                driver.run(&mut batch)?;
+                self.exits.first_thread(batch.word(word, 0));
+                Some(uffd)
+            }
             Method::StopAndCopy => None,
         };
         driver.leave()?;
@@ -573,13 +600,9 @@ impl Target {
 
     /// Protects and copies while the target runs.
     fn track(&mut self) -> Result<(), Error> {
-        let (pid, foothold) = (self.planned.pid, self.foothold);
+        let (pid, foothold, exits) = (self.planned.pid, self.foothold, &mut self.exits);
         if let Some(tracker) = &mut self.tracker {
-            let mut current = || {
-                proc::maps(pid)
-                    .map(|m| tracked(&m, foothold))
-                    .unwrap_or_default()
-            };
+            let mut current = || mappings(pid, foothold, exits);
             tracker.set_ranges(&current())?;
             tracker.track(&mut current)?;
             let maps = proc::maps(pid)?;
@@ -589,13 +612,9 @@ impl Target {
     }
 
     fn tighten(&mut self) -> Result<(), Error> {
-        let (pid, foothold) = (self.planned.pid, self.foothold);
+        let (pid, foothold, exits) = (self.planned.pid, self.foothold, &mut self.exits);
         if let Some(tracker) = &mut self.tracker {
-            tracker.tighten(&mut || {
-                proc::maps(pid)
-                    .map(|m| tracked(&m, foothold))
-                    .unwrap_or_default()
-            })?;
+            tracker.tighten(&mut || mappings(pid, foothold, exits))?;
         }
         Ok(())
     }
@@ -625,6 +644,7 @@ impl Target {
             before,
             stopped,
             tracker: self.tracker.as_mut(),
+            exits: &mut self.exits,
             foothold: self.foothold,
             space: self.space,
             driver,
@@ -640,6 +660,7 @@ struct Asking<'a> {
     before: &'a state::Before,
     stopped: &'a Stopped,
     tracker: Option<&'a mut Tracker>,
+    exits: &'a mut Exits,
     foothold: Option<Foothold>,
     space: u32,
     driver: Driver<'a>,
@@ -653,7 +674,11 @@ impl Asking<'_> {
         let Some(tracker) = &mut self.tracker else {
             return Ok(true);
         };
-        let now = tracked(maps, foothold);
+        self.exits.look(self.planned.pid, self.stopped.threads());
+        let now = memory::Mappings {
+            spans: spans(maps, foothold, Treatment::Tracked),
+            open: self.exits.pages(),
+        };
         match tracker.freeze(&now, force)? {
             Frozen::Again { .. } => Ok(false),
             Frozen::Fixed(fence) => {
@@ -704,7 +729,7 @@ impl Asking<'_> {
         let entries = match options.method {
             Method::Tracked => Vec::new(),
             Method::StopAndCopy => {
-                let mut all = tracked(maps, foothold);
+                let mut all = spans(maps, foothold, Treatment::Tracked);
                 all.extend(spans(maps, foothold, Treatment::Written));
                 memory::plain::copy_all(pid, space_number, pages, parent.cloned(), &all)?
             }
@@ -728,9 +753,8 @@ impl Target {
         let pid = self.planned.pid;
         let undo = |journal: &mut Journal| -> Result<(), crate::target::Error> {
             let stopped = Stopped::one(pid, pid)?;
-            let mut driver = Driver::enter(&stopped, &[pid], journal, Some(foothold))?;
-            driver.unsettle()?;
-            driver.leave()
+            let driver = Driver::enter(&stopped, &[pid], journal, Some(foothold))?;
+            driver.unsettle()
         };
         if let Err(e) = undo(&mut self.journal)
             && !matches!(
@@ -763,8 +787,16 @@ fn spans(maps: &[Map], foothold: Option<Foothold>, wanted: Treatment) -> Vec<Spa
         .collect()
 }
 
-fn tracked(maps: &[Map], foothold: Option<Foothold>) -> Vec<Span> {
-    spans(maps, foothold, Treatment::Tracked)
+/// What is tracked of a process, as its mappings are now.
+fn mappings(pid: i32, foothold: Option<Foothold>, exits: &mut Exits) -> memory::Mappings {
+    let Ok(maps) = proc::maps(pid) else {
+        return memory::Mappings::default();
+    };
+    exits.look(pid, &proc::threads(pid).unwrap_or_default());
+    memory::Mappings {
+        spans: spans(&maps, foothold, Treatment::Tracked),
+        open: exits.pages(),
+    }
 }
 
 /// Times of the steps in the stop, for the log.

@@ -11,7 +11,8 @@ use super::path::Root;
 use super::scan::{self, Description, Slot, Table};
 use super::{Kind, OpenFile, Owner};
 use super::{
-    epoll, event, inet, inotify, locks, netlink, path, pidfd, pipe, regular, tcp, tty, unix,
+    content, epoll, event, inet, inotify, locks, netlink, path, pidfd, pipe, regular, tcp, tty,
+    unix,
 };
 use crate::image::manifest::Fd;
 use crate::sys::{descriptor, kcmp};
@@ -122,6 +123,7 @@ pub struct Capture<'a> {
 pub struct Frozen {
     files: Vec<(OpenFile, Option<Late>)>,
     fds: Vec<Vec<Fd>>,
+    dir: PathBuf,
     /// Released when it is dropped, whatever goes wrong.
     held: tcp::Held,
 }
@@ -285,6 +287,7 @@ impl<'a> Capture<'a> {
         let mut frozen = Frozen {
             files: Vec::new(),
             fds: Vec::new(),
+            dir: self.world.options.dir.clone(),
             held: tcp::Held::default(),
         };
         let mut numbers: Vec<Option<u32>> = vec![None; self.descriptions.len()];
@@ -443,6 +446,7 @@ impl Frozen {
             }
             files.push(file);
         }
+        content::seal(&mut files, &self.dir)?;
         Ok((files, self.fds))
     }
 }

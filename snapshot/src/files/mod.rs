@@ -5,6 +5,7 @@
 //! in the stop what can change, and [`Frozen::finish`] does the rest after it.
 
 mod capture;
+mod content;
 mod epoll;
 mod error;
 mod event;
@@ -29,6 +30,7 @@ mod tty;
 mod unix;
 
 pub use capture::{Capture, Frozen, Options};
+pub use content::check_contents;
 pub use error::{Error, Refusal};
 pub use install::{complete, install};
 pub use locks::{Lock, LockKind};

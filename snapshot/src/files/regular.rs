@@ -3,18 +3,17 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::{self, File, OpenOptions};
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use nix::unistd::{Whence, lseek};
 use serde::{Deserialize, Serialize};
 
 use super::capture::{Class, World};
+use super::content;
 use super::error::{Error, Refuse};
 use super::path::{open_flags, open_in, root_of, seek, target_path};
 use super::restore::Context;
@@ -46,6 +45,8 @@ pub struct Unlinked {
     pub saved: u32,
     /// Bytes.
     pub size: u64,
+    /// The sum of its content, hexadecimal.
+    pub sum: String,
     /// Permissions.
     pub mode: u32,
     /// Owner: user, group.
@@ -64,6 +65,8 @@ pub struct Memfd {
     pub saved: u32,
     /// Bytes.
     pub size: u64,
+    /// The sum of its content, hexadecimal.
+    pub sum: String,
 }
 
 #[derive(Debug)]
@@ -195,6 +198,8 @@ pub(super) fn unlinked_state(
             seals,
             saved,
             size,
+            // When it runs again.
+            sum: String::new(),
         }));
     }
     let (mode, owner) = (stat.mode() & 0o7777, (stat.uid(), stat.gid()));
@@ -202,6 +207,7 @@ pub(super) fn unlinked_state(
         dir: copy.dir.clone(),
         saved,
         size,
+        sum: String::new(),
         mode,
         owner,
     }))
@@ -209,10 +215,9 @@ pub(super) fn unlinked_state(
 
 /// Copies the content into the snapshot.
 fn save(world: &World, copy: &Copy, description: &Description) -> Result<(), Refuse> {
-    let dir = world.options.dir.join("files");
-    let path = dir.join(copy.saved.to_string());
+    let path = content::path(&world.options.dir, copy.saved);
     let fail = |source| Refuse::Save(path.clone(), source);
-    fs::create_dir_all(&dir).map_err(fail)?;
+    fs::create_dir_all(world.options.dir.join("files")).map_err(fail)?;
     // A description of our own: the target's may be write-only, and its offset must not move.
     let from = File::open(description.magic()).map_err(Refuse::failed("open the file anew"))?;
     let to = OpenOptions::new()
@@ -222,37 +227,7 @@ fn save(world: &World, copy: &Copy, description: &Description) -> Result<(), Ref
         .mode(0o600)
         .open(&path)
         .map_err(fail)?;
-    copy_sparse(&from, &to).map_err(fail)
-}
-
-/// Copies content, with its holes. Both files are used by offset; only `from` is sought in.
-fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    let size = from.metadata()?.len();
-    to.set_len(size)?;
-    let mut buffer = vec![0; 1 << 18];
-    let mut at = 0i64;
-    while at.cast_unsigned() < size {
-        let start = match lseek(from, at, Whence::SeekData) {
-            Ok(start) => start,
-            Err(nix::Error::ENXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = lseek(from, start, Whence::SeekHole)?.cast_unsigned();
-        let mut position = start.cast_unsigned();
-        while position < end {
-            let want = usize::try_from(end - position)
-                .unwrap_or(usize::MAX)
-                .min(buffer.len());
-            let n = from.read_at(&mut buffer[..want], position)?;
-            if n == 0 {
-                break;
-            }
-            to.write_all_at(&buffer[..n], position)?;
-            position += n as u64;
-        }
-        at = end.cast_signed();
-    }
-    Ok(())
+    content::copy_sparse(&from, &to).map_err(fail)
 }
 
 /// Opens a file with a name again, and checks that it is the same.
@@ -295,26 +270,6 @@ pub(super) fn restore(
 /// Contents that were made again, by number of the copy.
 pub(super) type Made = HashMap<u32, OwnedFd>;
 
-fn content(at: usize, dir: &Path, saved: u32, size: u64, to: &File) -> Result<(), Error> {
-    let path = dir.join("files").join(saved.to_string());
-    let what = format!("read {}", path.display());
-    let options = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path);
-    let from = options.map_err(Error::restore(at, &*what))?;
-    if from.metadata().map_err(Error::restore(at, &*what))?.len() != size {
-        return Err(Error::damaged(
-            at,
-            format!("{} has not the size that the manifest says", path.display()),
-        ));
-    }
-    copy_sparse(&from, to).map_err(Error::restore(
-        at,
-        format!("copy {}; free space for it", path.display()),
-    ))
-}
-
 /// Makes a file without a name, once, and opens it.
 pub(super) fn restore_unlinked(
     at: usize,
@@ -326,7 +281,8 @@ pub(super) fn restore_unlinked(
         let new =
             unnamed(ctx, &unlinked.dir).map_err(Error::errno(at, "make a file without a name"))?;
         let new = File::from(new);
-        content(at, dir, unlinked.saved, unlinked.size, &new)?;
+        let saved = (unlinked.saved, unlinked.size, &*unlinked.sum);
+        content::restore(at, dir, saved, &new)?;
         std::os::unix::fs::fchown(&new, Some(unlinked.owner.0), Some(unlinked.owner.1))
             .and_then(|()| new.set_permissions(fs::Permissions::from_mode(unlinked.mode & 0o7777)))
             .map_err(Error::restore(at, "set the owner of a file without a name"))?;
@@ -373,7 +329,8 @@ pub(super) fn restore_memfd(
             .map_err(|_| Error::damaged(at, "a name with a zero byte"))?;
         let new = descriptor::memfd(&name, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
         let new = File::from(new.map_err(Error::restore(at, "memfd_create"))?);
-        content(at, dir, memfd.saved, memfd.size, &new)?;
+        let saved = (memfd.saved, memfd.size, &*memfd.sum);
+        content::restore(at, dir, saved, &new)?;
         if memfd.seals != 0 {
             descriptor::fcntl(new.as_fd(), libc::F_ADD_SEALS, memfd.seals)
                 .map_err(Error::restore(at, "F_ADD_SEALS"))?;

@@ -18,9 +18,12 @@ pub struct Verified {
     pub pages: u64,
 }
 
-/// Checks that the index of `dir` is the manifest's, that those of its layers are the ones they were, and every page.
+/// Checks that the index of `dir` is the manifest's, that those of its layers are the ones they were, every page, and the
+/// contents of files that are saved with it.
 /// Needs 2 MiB of memory besides the index.
 pub fn verify(dir: &Path, manifest: &Manifest) -> Result<Verified, Error> {
+    crate::files::check_contents(&manifest.files, dir)
+        .map_err(|(path, what)| Error::Damaged { path, what })?;
     if manifest.layers.is_empty() && pack::is_packed(dir) {
         let (index, sum) = Index::open(dir)?;
         same(dir, sum, &manifest.index)?;

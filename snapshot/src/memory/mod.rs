@@ -20,7 +20,7 @@ mod tracker;
 pub use error::Error;
 pub use parent::Parent;
 pub use stats::{Round, Stats};
-pub use tracker::{Fence, Frozen, Options, SavedSpace, Tracker};
+pub use tracker::{Fence, Frozen, Mappings, Options, SavedSpace, Tracker};
 
 /// Addresses from a first one to before a last one.
 pub type Span = std::ops::Range<u64>;

@@ -9,6 +9,7 @@ use super::copy::{Copied, Room, Source};
 use super::error::Error;
 use super::ranges::Ranges;
 use super::table::{ALL, PIECE, PIECE_PAGES, Pieces, Table, blocks_of};
+use super::tracker::Mappings;
 use crate::image::pages::sum;
 use crate::image::pageset::{BLOCK, PageSet};
 use crate::sys::pagemap::{FILE, HUGE, PRESENT, SWAPPED};
@@ -140,10 +141,10 @@ impl Shared {
     ///
     /// A mapping that is registered may have grown (a stack, mremap): what was touched beyond the list that we had was
     /// reported, but could not be protected when its turn came, so all that is there counts as written.
-    pub fn set_ranges(&self, t: &mut Table, now: &[Span]) -> Result<Vec<Span>, Error> {
-        let old = std::mem::replace(&mut t.mapped, Ranges::new(now));
+    pub fn set_ranges(&self, t: &mut Table, now: &Mappings) -> Result<Vec<Span>, Error> {
+        let old = std::mem::replace(&mut t.mapped, Ranges::new(&now.spans));
         let mut untracked = Vec::new();
-        for span in now {
+        for span in &now.spans {
             if self.is_registered(t, span)? {
                 for grown in old.without(span) {
                     self.note(t, &grown)?;
@@ -152,11 +153,24 @@ impl Shared {
                 untracked.push(span.clone());
             }
         }
-        // Huge pages stay whole.
-        let Table { hot, blocks, .. } = t;
-        hot.retain(|s| !blocks.get(&(s.start / BLOCK)).is_some_and(|b| b.huge));
+        self.leave_open(t, &now.open);
         t.ranges = t.mapped.less(&t.hot);
         Ok(untracked)
+    }
+
+    /// Takes the protection off hot pages that were protected as others were before.
+    fn leave_open(&self, t: &mut Table, more: &[u64]) {
+        t.open.extend(more);
+        let Table { soft, blocks, .. } = t;
+        // Huge pages stay whole.
+        soft.retain(|s| !blocks.get(&(s.start / BLOCK)).is_some_and(|b| b.huge));
+        let open: Vec<Span> = t.open.iter().map(|&p| p..p + 4096).collect();
+        let all: Vec<Span> = t.soft.iter().cloned().chain(open).collect();
+        let old = std::mem::replace(&mut t.hot, Ranges::new(&all));
+        for page in t.hot.less(&old).iter() {
+            // One that is not mapped, or not there, needs nothing.
+            let _ = self.uffd.lift(page.start, page.end - page.start);
+        }
     }
 
     /// Notes all that exists in some addresses as written.
@@ -430,26 +444,29 @@ impl Shared {
         }
     }
 
-    /// Ends tracking in small steps: each holds the target's mmap_lock for writing.
+    /// Ends tracking. Protection is lifted in small steps, so that the target does not wait long for its page tables; a mapping
+    /// is unregistered as a whole: in between it would be two mappings, which the target cannot move as one (mremap gives
+    /// EFAULT).
     pub fn release(&self) {
         const STEP: u64 = 16 << 20;
         let spans: Vec<Span> = self.table().mapped.iter().cloned().collect();
         let blocks: Vec<u64> = self.table().blocks.keys().copied().collect();
         for s in spans {
-            // Parts without a block hold nothing that is protected: one call, however large they are.
+            // Parts without a block hold nothing that is protected.
             let mut at = s.start;
-            while at < s.end {
+            loop {
                 let i = blocks.partition_point(|&b| b < at / BLOCK);
-                let end = match blocks.get(i) {
-                    Some(&b) if b * BLOCK <= at => (at / STEP + 1) * STEP,
-                    Some(&b) => b * BLOCK,
-                    None => s.end,
-                };
-                let end = end.min(s.end);
+                let Some(&next) = blocks.get(i) else { break };
+                at = at.max(next * BLOCK);
+                if at >= s.end {
+                    break;
+                }
+                let end = ((at / STEP + 1) * STEP).min(s.end);
                 // What has gone meanwhile needs nothing.
-                let _ = self.uffd.unregister(at, end - at);
+                let _ = self.uffd.lift(at, end - at);
                 at = end;
             }
+            let _ = self.uffd.unregister(s.start, s.end - s.start);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is known of each block.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Span;
 use super::ranges::Ranges;
@@ -49,8 +49,12 @@ pub(super) struct Table {
     pub ranges: Ranges,
     /// What is registered.
     pub mapped: Ranges,
-    /// Pages that are not protected but read in the stop.
+    /// Pages that are not protected but read in the stop: `open` and `soft`.
     pub hot: Ranges,
+    /// Those that must not be protected.
+    pub open: BTreeSet<u64>,
+    /// Those that had better not be; not if it takes a huge page apart.
+    pub soft: Ranges,
     /// Blocks with writable pieces.
     pub writable: Vec<u64>,
     /// The point in time has been fixed.

@@ -58,6 +58,24 @@ fn copying_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() - 1).clamp(1, 2))
 }
 
+/// The private anonymous mappings of a process.
+#[derive(Debug, Clone, Default)]
+pub struct Mappings {
+    /// Each as `/proc/PID/maps` has it.
+    pub spans: Vec<Span>,
+    /// Pages of these that must never be protected, as the kernel writes there in a way that cannot wait for a fault.
+    pub open: Vec<u64>,
+}
+
+impl From<Vec<Span>> for Mappings {
+    fn from(spans: Vec<Span>) -> Self {
+        Self {
+            spans,
+            open: Vec::new(),
+        }
+    }
+}
+
 /// The point in time has been fixed.
 #[derive(Debug, Clone, Default)]
 pub struct Fence {
@@ -141,9 +159,8 @@ impl Tracker {
         })
     }
 
-    /// Sets the mappings to track, each as `/proc/PID/maps` has it; only private anonymous ones. Those that are new are
-    /// registered. Gives those that cannot be tracked.
-    pub fn set_ranges(&mut self, now: &[Span]) -> Result<Vec<Span>, Error> {
+    /// Sets the mappings to track. Those that are new are registered. Gives those that cannot be tracked.
+    pub fn set_ranges(&mut self, now: &Mappings) -> Result<Vec<Span>, Error> {
         let mut t = self.shared.table();
         self.shared.set_ranges(&mut t, now)
     }
@@ -153,12 +170,12 @@ impl Tracker {
     /// are protected all the same.
     pub fn set_hot(&mut self, pages: &[u64]) {
         let spans: Vec<Span> = pages.iter().map(|p| p & !0xfff..(p | 0xfff) + 1).collect();
-        self.shared.table().hot = Ranges::new(&spans);
+        self.shared.table().soft = Ranges::new(&spans);
     }
 
     /// Protects and copies everything while the target runs, until little of it is writable. `current` gives the
     /// mappings as they are now; it is asked between rounds.
-    pub fn track(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
+    pub fn track(&mut self, current: &mut dyn FnMut() -> Mappings) -> Result<(), Error> {
         self.round(self.options.precopy)?;
         let mut last = self.stats.rounds[0].pieces;
         for _ in 0..4 {
@@ -176,7 +193,7 @@ impl Tracker {
 
     /// Protects what is writable, until it is little or becomes no less. The calling thread is scheduled in real time from
     /// here to [`Tracker::save_rest`]: on a busy machine the writers would otherwise be faster, and nothing converge.
-    pub fn tighten(&mut self, current: &mut dyn FnMut() -> Vec<Span>) -> Result<(), Error> {
+    pub fn tighten(&mut self, current: &mut dyn FnMut() -> Mappings) -> Result<(), Error> {
         sched::prefer_this_thread();
         self.set_ranges(&current())?;
         let mut last = u64::MAX;
@@ -231,9 +248,9 @@ impl Tracker {
         Ok(())
     }
 
-    /// Fixes the point in time. The caller has stopped every thread of the target, and `now` are its private anonymous
-    /// mappings, each as `/proc/PID/maps` has it. With `force` it is not given up, however much is new.
-    pub fn freeze(&mut self, now: &[Span], force: bool) -> Result<Frozen, Error> {
+    /// Fixes the point in time. The caller has stopped every thread of the target, and `now` are its mappings. With `force` it
+    /// is not given up, however much is new.
+    pub fn freeze(&mut self, now: &Mappings, force: bool) -> Result<Frozen, Error> {
         let begin = Instant::now();
         let mut t = self.shared.table_now();
         self.shared.check()?;
@@ -244,6 +261,7 @@ impl Tracker {
         }
         if !untracked.is_empty() {
             let tracked: Vec<Span> = now
+                .spans
                 .iter()
                 .filter(|s| !untracked.contains(s))
                 .cloned()

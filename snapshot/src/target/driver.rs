@@ -267,11 +267,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Removes the scratch and the loop.
-    pub fn unsettle(&mut self) -> Result<(), Error> {
+    /// Removes the scratch, sends the threads back to their own code, where they stay stopped, and removes the loop: in this
+    /// order, as a thread that is let go by our death must not stand where the loop was.
+    pub fn unsettle(mut self) -> Result<(), Error> {
         let Some(f) = self.foothold.take() else {
-            return Ok(());
+            return self.send_back();
         };
+        let tid = self.away[0].0;
         self.boot_call(
             f.tail,
             libc::SYS_munmap,
@@ -281,8 +283,10 @@ impl<'a> Driver<'a> {
         self.journal.record.scratch = 0;
         self.journal.write()?;
         crate::fault::point("driver.unmapped");
-        write_code(self.away[0].0, f.tail, &[0; LOOP.len()])?;
+        self.send_back()?;
+        write_code(tid, f.tail, &[0; LOOP.len()])?;
         self.journal.record.vdso_tail = 0;
+        self.journal.record.active = self.journal.record.fds != [-1; 4];
         self.journal.write()
     }
 

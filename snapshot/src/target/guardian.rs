@@ -54,6 +54,7 @@ pub fn repair(path: &Path) -> Result<Outcome, Error> {
             put_mask(a.tid, a.sigmask)?;
         }
     }
+    let back = away.first().map(|a| a.tid);
     match away.first() {
         Some(a) => clean_up(&stopped, &r, a.tid)?,
         None => clean_up_from_home(&stopped, &r, &mut journal)?,
@@ -64,6 +65,9 @@ pub fn repair(path: &Path) -> Result<Outcome, Error> {
         };
         ptrace::set_regs(a.tid, &regs).map_err(|e| Error::Ptrace(a.tid, "PTRACE_SETREGS", e))?;
         put_mask(a.tid, a.sigmask)?;
+    }
+    if let Some(tid) = back {
+        write_code(tid, r.vdso_tail, &[0; LOOP.len()])?;
     }
     journal.record = Record::idle(r.pid, r.start_time);
     journal.write()?;
@@ -94,7 +98,8 @@ fn clean_up_from_home(stopped: &Stopped, r: &Record, journal: &mut Journal) -> R
     put_mask(tid, AWAY_MASK)?;
     clean_up(stopped, r, tid)?;
     ptrace::set_regs(tid, &regs).map_err(|e| Error::Ptrace(tid, "PTRACE_SETREGS", e))?;
-    put_mask(tid, sigmask)
+    put_mask(tid, sigmask)?;
+    write_code(tid, r.vdso_tail, &[0; LOOP.len()])
 }
 
 /// What is at the tail of the vdso.
@@ -127,7 +132,7 @@ fn what_is_there(tid: i32, tail: u64) -> There {
     }
 }
 
-/// Unmaps the scratch, closes descriptors, takes the loop out of the vdso. `tid` is away from its code.
+/// Unmaps the scratch, closes descriptors. `tid` is away from its code; the loop is taken out when no thread is.
 fn clean_up(stopped: &Stopped, r: &Record, tid: i32) -> Result<(), Error> {
     let pid = stopped.pid();
     let scratch = find_scratch(tid, r)?;
@@ -139,7 +144,7 @@ fn clean_up(stopped: &Stopped, r: &Record, tid: i32) -> Result<(), Error> {
         // It may be closed already: the saver closes first and writes the journal after it.
         let _ = call(tid, r.vdso_tail, libc::SYS_close, [fd as u64, 0]);
     }
-    write_code(tid, r.vdso_tail, &[0; LOOP.len()])
+    Ok(())
 }
 
 /// The scratch as the journal has it, if it is still there and nothing else has taken its place.
@@ -150,7 +155,7 @@ fn find_scratch(tid: i32, r: &Record) -> Result<Option<(u64, u64)>, Error> {
     let end = r.scratch.saturating_add(r.scratch_len);
     let there = proc::maps(tid)?
         .iter()
-        .any(|m| m.start <= r.scratch && m.end >= end && m.ino == 0);
+        .any(|m| m.start == r.scratch && m.end == end && m.ino == 0);
     Ok(there.then_some((r.scratch, r.scratch_len)))
 }
 

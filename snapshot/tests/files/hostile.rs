@@ -1,6 +1,7 @@
 //! Manifests that someone has tampered with give errors: no panic, no huge allocation, no hang.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use serde_json::{Value, json};
 use snapshot::files::{self, Connections, Context, OpenFile};
@@ -10,6 +11,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("hostile::restore", restore),
     ("hostile::install", install),
     ("hostile::unknown_fields", unknown_fields),
+    ("hostile::contents", contents),
 ];
 
 fn file(flags: i32, kind: &Value) -> Value {
@@ -52,8 +54,8 @@ fn table() -> Vec<Vec<Value>> {
         json!({"Timerfd": {"clock": clock, "settime": 0, "ticks": 0, "left_ns": u64::MAX,
         "interval_ns": u64::MAX, "due_ns": null}})
     };
-    let saved = |saved: u32| json!({"Unlinked": {"dir": "/tmp", "saved": saved, "size": u64::MAX, "mode": 0, "owner": [0, 0]}});
-    let memfd = |name: &str| json!({"Memfd": {"name": name, "seals": -1, "saved": 0, "size": 1}});
+    let saved = |saved: u32| json!({"Unlinked": {"dir": "/tmp", "saved": saved, "size": u64::MAX, "sum": "", "mode": 0, "owner": [0, 0]}});
+    let memfd = |name: &str| json!({"Memfd": {"name": name, "seals": -1, "saved": 0, "size": 1, "sum": ""}});
     let watch = |wd: i32| json!({"wd": wd, "mask": 1, "path": "/", "ino": 2});
     let inotify = |watches: Value| json!({"Inotify": {"watches": watches}});
     vec![
@@ -166,4 +168,43 @@ fn unknown_fields() {
     assert!(serde_json::from_value::<OpenFile>(value.clone()).is_ok());
     value["more"] = json!(1);
     assert!(serde_json::from_value::<OpenFile>(value).is_err());
+}
+
+/// A byte of a saved content that was changed is seen before anybody gets the file, and by the check of the whole.
+fn contents() {
+    for (name, at) in [("unlinked", 10 << 20), ("unlinked", 1 << 20), ("memfd", 3)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut target = crate::Target::start("target", name, dir.path());
+        let (files, _) = target.captured();
+        target.kill();
+        files::check_contents(&files, dir.path()).unwrap();
+        let path = dir.path().join("files/0");
+        let content = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let mut byte = [0];
+        content.read_exact_at(&mut byte, at).unwrap();
+        content.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        let (path, what) = files::check_contents(&files, dir.path()).unwrap_err();
+        assert!(path.ends_with("files/0") && what.contains("sum"), "{what}");
+        let root = std::fs::File::open("/").unwrap();
+        let shared = |_| Err(std::io::Error::other("none in this test"));
+        let kept: Vec<OpenFile> = files
+            .into_iter()
+            .filter(|f| matches!(f.kind, files::Kind::Unlinked(_) | files::Kind::Memfd(_)))
+            .collect();
+        let ctx = Context {
+            root: root.as_fd(),
+            external: std::collections::BTreeMap::new(),
+            log: None,
+            shared: &shared,
+            connections: Connections::Repair,
+            before_connections: None,
+            contended_locks: false,
+        };
+        let error = files::restore(&kept, dir.path(), &ctx).unwrap_err();
+        assert!(error.to_string().contains("sum"), "{name}: {error}");
+    }
 }

@@ -19,19 +19,19 @@ fn save(t: &mut Target, dir: &Path, options: Options, layers: &[&Path]) -> Stats
     // Some pages of each mapping, the first one among them, are left open and read in the stop.
     let some = |s: std::ops::Range<u64>| s.step_by(97 << 12).take(200);
     tracker.set_hot(&t.spans().into_iter().flat_map(some).collect::<Vec<_>>());
-    let untracked = tracker.set_ranges(&t.spans()).unwrap();
+    let untracked = tracker.set_ranges(&t.spans().into()).unwrap();
     assert!(untracked.len() < 3, "{untracked:x?}");
     let pid = t.pid;
-    tracker.track(&mut || harness::spans(pid)).unwrap();
+    tracker.track(&mut || harness::spans(pid).into()).unwrap();
     let mut force = false;
     let fence = loop {
         t.stop();
-        match tracker.freeze(&t.spans(), force).unwrap() {
+        match tracker.freeze(&t.spans().into(), force).unwrap() {
             Frozen::Fixed(fence) => break fence,
             Frozen::Again { .. } => {
                 t.release_storms();
                 t.go();
-                tracker.tighten(&mut || harness::spans(pid)).unwrap();
+                tracker.tighten(&mut || harness::spans(pid).into()).unwrap();
                 force = true;
             }
         }

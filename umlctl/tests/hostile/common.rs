@@ -73,12 +73,19 @@ impl Target {
         std::array::from_fn(|i| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap()))
     }
 
-    /// It goes on, and has found nothing wrong in its memory.
+    /// It goes on, with all that it does, and has found nothing wrong in its memory.
     pub fn check(&self, when: &str) {
         let s = self.status();
         until(&format!("a heartbeat, {when}"), || {
             self.status()[0] >= s[0] + 5
         });
+        // What is zero is nothing that it does.
+        for extra in (5..8).filter(|&w| s[w] > 0) {
+            until(
+                &format!("extra {} of the target, {when}", extra - 5),
+                || self.status()[extra] > s[extra],
+            );
+        }
         let s = self.status();
         let err = std::fs::read_to_string(self.dir.path().join("err")).unwrap();
         assert_eq!(s[1], 0, "{when}: wrong memory: {err}");

@@ -224,3 +224,54 @@ fn a_restartable_sequence_is_finished_or_aborted() {
         t.check("a sequence");
     }
 }
+
+/// A child that is made after the saver has looked for children is not left out of the snapshot: its parent would wait in
+/// vain when it is resumed.
+#[test]
+fn a_child_that_is_made_meanwhile_is_not_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (go, made) = (dir.path().join("go"), dir.path().join("made"));
+    let program = format!(
+        "import os,time\nwhile not os.path.exists({go:?}): time.sleep(0.001)\n\
+         child = os.fork()\nif not child: time.sleep(1000)\nopen({made:?}, 'w')\nos.wait()"
+    );
+    let child = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", &program])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let t = Target {
+        pid: child.id().cast_signed(),
+        child,
+        dir,
+    };
+    std::thread::sleep(Duration::from_millis(200));
+    let mut c = t.snapshot("s");
+    let said = t.dir.path().join("said");
+    c.args(["--tree"])
+        .env("SNAPSHOT_FAULT", "snapshot.prepared:1:stop");
+    let mut timeout = c
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    let saver = crate::killed::child_of(timeout.id().cast_signed());
+    until("the stop", || crate::killed::state(saver) == 'T');
+    std::fs::write(&go, "").unwrap();
+    until("the child", || made.exists());
+    kill(Pid::from_raw(saver), SIGCONT).unwrap();
+    let status = timeout.wait().unwrap();
+    let said = std::fs::read_to_string(said).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("try again"), "{said}");
+    assert!(!t.dir.path().join("s").exists());
+    assert!(!t.journal().exists());
+    let mut c = t.snapshot("both");
+    c.arg("--tree");
+    let report: serde_json::Value = serde_json::from_str(&good(c)).unwrap();
+    assert_eq!(report["processes"], 2);
+    // Only its parent would end otherwise.
+    let child = crate::killed::child_of(t.pid);
+    kill(Pid::from_raw(child), SIGKILL).unwrap();
+}
