@@ -9,6 +9,7 @@ pub mod image;
 pub mod memory;
 pub mod proc;
 pub mod resume;
+mod sparse;
 pub mod sys;
 pub mod target;
 pub mod uml;

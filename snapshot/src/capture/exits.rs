@@ -7,59 +7,30 @@
 //! from 2.34 on) that begin at the first thread; and musl has one word for all threads.
 
 use crate::sys::remote;
-use std::collections::BTreeSet;
 
 const PAGE: u64 = 4096;
 /// In glibc's `struct pthread` the links of the list are so far before the word, and the list of robust futexes behind it.
 const TO_LIST: u64 = 16;
 /// So many threads are followed.
 const MOST: usize = 1 << 16;
-/// A list that is changed while it is followed is followed again.
-const TRIES: usize = 200;
+/// A list that is changed while it is followed is followed again, so often while the process runs.
+pub const TRIES: usize = 200;
 
-/// The pages of one process.
-#[derive(Debug, Default)]
-pub struct Exits {
-    /// That of the first thread's word.
-    first: Option<u64>,
-    pages: BTreeSet<u64>,
-}
-
-impl Exits {
-    /// The first thread's word, as it has said itself.
-    pub fn first_thread(&mut self, word: u64) {
-        self.first = (word != 0).then_some(word);
+/// The pages of one process, as its threads are now. `first` is the first thread's word, as it has said itself, or 0.
+pub fn pages(pid: i32, first: u64, tids: &[i32], tries: usize) -> Vec<u64> {
+    let mut words = Vec::new();
+    if first != 0 {
+        words = (0..tries)
+            .find_map(|_| stacks(pid, first))
+            .unwrap_or_default();
+        words.push(first);
     }
-
-    /// Looks again. What was once among them stays: a stack is used again.
-    pub fn look(&mut self, pid: i32, tids: &[i32]) {
-        let page = |word: u64| word & !(PAGE - 1);
-        self.pages.extend(self.first.map(page));
-        if let Some(first) = self.first {
-            let mut words = None;
-            for _ in 0..TRIES {
-                words = stacks(pid, first);
-                if words.is_some() {
-                    break;
-                }
-            }
-            self.pages
-                .extend(words.unwrap_or_default().into_iter().map(page));
-        }
-        for &tid in tids {
-            if let Ok((head, _)) = remote::robust_list(tid)
-                && head > TO_LIST
-            {
-                self.pages.insert(page(head - TO_LIST));
-            }
-        }
-    }
-
-    /// All that were found so far.
-    #[must_use]
-    pub fn pages(&self) -> Vec<u64> {
-        self.pages.iter().copied().collect()
-    }
+    let heads = tids.iter().filter_map(|&t| remote::robust_list(t).ok());
+    words.extend(heads.filter_map(|(head, _)| head.checked_sub(TO_LIST).filter(|&w| w != 0)));
+    let mut pages: Vec<u64> = words.iter().map(|w| w & !(PAGE - 1)).collect();
+    pages.sort_unstable();
+    pages.dedup();
+    pages
 }
 
 /// The words of all stacks that glibc knows. `None`: there are no such lists, or they were just changed.
@@ -118,11 +89,10 @@ mod tests {
             .join()
             .unwrap();
         let kept = hear.recv().unwrap();
-        let mut exits = Exits::default();
-        exits.first_thread(of(pid));
-        exits.look(pid, &crate::proc::threads(pid).unwrap());
+        let tids = crate::proc::threads(pid).unwrap();
+        let pages = pages(pid, of(pid), &tids, TRIES);
         for word in [lives, kept, of(pid)] {
-            assert!(exits.pages.contains(&(word & !(PAGE - 1))), "{word:#x}");
+            assert!(pages.contains(&(word & !(PAGE - 1))), "{word:#x}");
         }
         drop(end);
         alive.join().unwrap();

@@ -1,11 +1,11 @@
 //! The order of a snapshot. `docs/snapshot.md`, sections 1 to 4.
 
 use super::directory::Directory;
-use super::exits::Exits;
+use super::exits;
 use super::guardian::Guardian;
 use super::plan::{self, Planned, Refusal};
 use super::ranges::{Objects, Treatment, treatment};
-use super::threads::{Known, hot_pages};
+use super::threads::{Known, Questions, hot_pages};
 use super::{Error, hold, host, state, userfault};
 use crate::files;
 use crate::image::index::{Entry, Index};
@@ -157,7 +157,8 @@ struct Target {
     foothold: Option<Foothold>,
     tracker: Option<Tracker>,
     known: Known,
-    exits: Exits,
+    /// The first thread's word that is cleared as it ends.
+    first_word: u64,
 }
 
 /// What was read of a process at the point in time.
@@ -241,7 +242,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             foothold: None,
             tracker: None,
             known: Known::default(),
-            exits: Exits::default(),
+            first_word: 0,
         });
     }
     let journals = targets.iter().map(|t| t.journal.path());
@@ -295,11 +296,13 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         clock.lap("tree");
         let mut again = !calm;
         let mut maps = Vec::with_capacity(asking.len());
-        for a in &mut asking {
-            let now = proc::maps(a.planned.pid)?;
-            clock.lap("maps");
-            again |= calm && !a.freeze(&now, attempt >= ATTEMPTS)?;
-            maps.push(now);
+        if calm {
+            for a in &mut asking {
+                let now = proc::maps(a.planned.pid)?;
+                clock.lap("maps");
+                again |= !a.freeze(&now, attempt >= ATTEMPTS)?;
+                maps.push(now);
+            }
         }
         report.mark_us = us(t1.elapsed());
         if again {
@@ -568,10 +571,9 @@ impl Target {
             Method::Tracked => {
                 let uffd = userfault::create(pid, pidfd.as_fd(), &mut driver)?;
                 let mut batch = Batch::new();
-                let word = batch.room(8);
-                batch.call(libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS.into(), word]);
+                let questions = Questions::ask(&mut batch);
                 driver.run(&mut batch)?;
-                self.exits.first_thread(batch.word(word, 0));
+                self.first_word = questions.answers(&batch).clear_child_tid;
                 Some(uffd)
             }
             Method::StopAndCopy => None,
@@ -600,9 +602,9 @@ impl Target {
 
     /// Protects and copies while the target runs.
     fn track(&mut self) -> Result<(), Error> {
-        let (pid, foothold, exits) = (self.planned.pid, self.foothold, &mut self.exits);
+        let (pid, foothold, first) = (self.planned.pid, self.foothold, self.first_word);
         if let Some(tracker) = &mut self.tracker {
-            let mut current = || mappings(pid, foothold, exits);
+            let mut current = || mappings(pid, foothold, first);
             tracker.set_ranges(&current())?;
             tracker.track(&mut current)?;
             let maps = proc::maps(pid)?;
@@ -612,9 +614,9 @@ impl Target {
     }
 
     fn tighten(&mut self) -> Result<(), Error> {
-        let (pid, foothold, exits) = (self.planned.pid, self.foothold, &mut self.exits);
+        let (pid, foothold, first) = (self.planned.pid, self.foothold, self.first_word);
         if let Some(tracker) = &mut self.tracker {
-            tracker.tighten(&mut || mappings(pid, foothold, exits))?;
+            tracker.tighten(&mut || mappings(pid, foothold, first))?;
         }
         Ok(())
     }
@@ -644,7 +646,7 @@ impl Target {
             before,
             stopped,
             tracker: self.tracker.as_mut(),
-            exits: &mut self.exits,
+            first_word: self.first_word,
             foothold: self.foothold,
             space: self.space,
             driver,
@@ -660,7 +662,7 @@ struct Asking<'a> {
     before: &'a state::Before,
     stopped: &'a Stopped,
     tracker: Option<&'a mut Tracker>,
-    exits: &'a mut Exits,
+    first_word: u64,
     foothold: Option<Foothold>,
     space: u32,
     driver: Driver<'a>,
@@ -674,10 +676,11 @@ impl Asking<'_> {
         let Some(tracker) = &mut self.tracker else {
             return Ok(true);
         };
-        self.exits.look(self.planned.pid, self.stopped.threads());
+        let (pid, tids) = (self.planned.pid, self.stopped.threads());
         let now = memory::Mappings {
             spans: spans(maps, foothold, Treatment::Tracked),
-            open: self.exits.pages(),
+            // Nobody changes a list now.
+            open: exits::pages(pid, self.first_word, tids, 1),
         };
         match tracker.freeze(&now, force)? {
             Frozen::Again { .. } => Ok(false),
@@ -788,14 +791,14 @@ fn spans(maps: &[Map], foothold: Option<Foothold>, wanted: Treatment) -> Vec<Spa
 }
 
 /// What is tracked of a process, as its mappings are now.
-fn mappings(pid: i32, foothold: Option<Foothold>, exits: &mut Exits) -> memory::Mappings {
+fn mappings(pid: i32, foothold: Option<Foothold>, first_word: u64) -> memory::Mappings {
     let Ok(maps) = proc::maps(pid) else {
         return memory::Mappings::default();
     };
-    exits.look(pid, &proc::threads(pid).unwrap_or_default());
+    let tids = proc::threads(pid).unwrap_or_default();
     memory::Mappings {
         spans: spans(&maps, foothold, Treatment::Tracked),
-        open: exits.pages(),
+        open: exits::pages(pid, first_word, &tids, exits::TRIES),
     }
 }
 

@@ -5,10 +5,9 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Whence, lseek};
-
 use super::error::Error;
 use super::{Kind, OpenFile};
+use crate::sparse;
 
 /// What holds nothing but zeroes is not in the sum: it may be a hole here and none there.
 const CHUNK: usize = 64 << 10;
@@ -27,10 +26,10 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Number, bytes and sum of the content of a file, if it has one.
-fn of(kind: &mut Kind) -> Option<(u32, u64, &mut String)> {
+fn of(kind: &Kind) -> Option<(u32, u64, &str)> {
     match kind {
-        Kind::Unlinked(u) => Some((u.saved, u.size, &mut u.sum)),
-        Kind::Memfd(m) => Some((m.saved, m.size, &mut m.sum)),
+        Kind::Unlinked(u) => Some((u.saved, u.size, &u.sum)),
+        Kind::Memfd(m) => Some((m.saved, m.size, &m.sum)),
         _ => None,
     }
 }
@@ -38,11 +37,14 @@ fn of(kind: &mut Kind) -> Option<(u32, u64, &mut String)> {
 /// Puts the sums of what was saved into the manifest.
 pub(super) fn seal(files: &mut [OpenFile], dir: &Path) -> Result<(), Error> {
     for file in files {
-        if let Some((number, _, sum)) = of(&mut file.kind) {
-            let path = path(dir, number);
-            let done = open(&path).and_then(|f| sum_of(&f));
-            *sum = done.map_err(|source| Error::Save { path, source })?;
-        }
+        let (number, sum) = match &mut file.kind {
+            Kind::Unlinked(u) => (u.saved, &mut u.sum),
+            Kind::Memfd(m) => (m.saved, &mut m.sum),
+            _ => continue,
+        };
+        let path = path(dir, number);
+        let done = open(&path).and_then(|f| sum_of(&f));
+        *sum = done.map_err(|source| Error::Save { path, source })?;
     }
     Ok(())
 }
@@ -50,7 +52,7 @@ pub(super) fn seal(files: &mut [OpenFile], dir: &Path) -> Result<(), Error> {
 /// Checks all contents that are saved in the snapshot in `dir`. The error is a path, and what is wrong with it.
 pub fn check_contents(files: &[OpenFile], dir: &Path) -> Result<(), (PathBuf, String)> {
     for file in files {
-        if let Some((number, size, sum)) = of(&mut file.kind.clone()) {
+        if let Some((number, size, sum)) = of(&file.kind) {
             let path = path(dir, number);
             if let Err(what) = open(&path)
                 .map_err(|e| format!("it cannot be opened: {e}"))
@@ -104,15 +106,12 @@ fn data(
     size: u64,
     mut each: impl FnMut(u64, u64) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut at = 0i64;
-    while at.cast_unsigned() < size {
-        let start = match lseek(file, at, Whence::SeekData) {
-            Ok(start) => start,
-            Err(nix::Error::ENXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = lseek(file, start, Whence::SeekHole)?;
-        each(start.cast_unsigned(), at.cast_unsigned())?;
+    let mut at = 0;
+    while at < size
+        && let Some((start, end)) = sparse::next(file, at, size)?
+    {
+        each(start, end)?;
+        at = end;
     }
     Ok(())
 }

@@ -5,9 +5,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
-
 use super::Span;
 use super::copy::{Room, Source};
 use super::error::Error;
@@ -18,6 +15,7 @@ use super::tracker::each;
 use crate::image::index::Entry;
 use crate::image::pages::PagesWriter;
 use crate::image::pageset::{BLOCK, PageSet};
+use crate::sparse;
 use crate::sys::pagemap::{FILE, GUARD, PRESENT, SWAPPED, ZERO};
 
 /// Copies all of a stopped process's own pages in `spans` (private mappings, of files too).
@@ -52,14 +50,9 @@ pub fn copy_object(
     let size = object.metadata().map_err(failed)?.len();
     let mut parts: BTreeMap<u64, PageSet> = BTreeMap::new();
     let mut at = 0;
-    while at < size {
-        let data = match lseek(object, at as i64, Whence::SeekData) {
-            Ok(d) => d as u64,
-            Err(Errno::ENXIO) => break,
-            Err(e) => return Err(failed(e.into())),
-        };
-        let hole =
-            lseek(object, data as i64, Whence::SeekHole).map_err(|e| failed(e.into()))? as u64;
+    while at < size
+        && let Some((data, hole)) = sparse::next(object, at, size).map_err(|e| failed(e.into()))?
+    {
         for (block, _) in blocks_of(data..hole) {
             *parts.entry(block).or_default() |= PageSet::of_addresses(block, data, hole);
         }

@@ -63,7 +63,8 @@ fn copying_threads() -> usize {
 pub struct Mappings {
     /// Each as `/proc/PID/maps` has it.
     pub spans: Vec<Span>,
-    /// Pages of these that must never be protected, as the kernel writes there in a way that cannot wait for a fault.
+    /// Pages that must never be protected, as the kernel writes there in a way that cannot wait for a fault. What was once
+    /// among them stays so.
     pub open: Vec<u64>,
 }
 
@@ -169,7 +170,7 @@ impl Tracker {
     /// stopped, or make a call, without. They are not protected, but read in the stop. Huge pages stay whole, and
     /// are protected all the same.
     pub fn set_hot(&mut self, pages: &[u64]) {
-        let spans: Vec<Span> = pages.iter().map(|p| p & !0xfff..(p | 0xfff) + 1).collect();
+        let spans: Vec<Span> = pages.iter().map(|&p| p..p + 4096).collect();
         self.shared.table().soft = Ranges::new(&spans);
     }
 

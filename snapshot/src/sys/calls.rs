@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 const TYPE_TRACEPOINT: u64 = 2;
 /// A bit of `struct perf_event_attr`: counts nothing until it is told to.
@@ -38,26 +38,12 @@ impl Calls {
 
     /// Counts those of one thread from now on. Needs CAP_PERFMON.
     pub fn count(&self, tid: i32) -> Result<Counter, Errno> {
-        // type, size; config; ...; flags (`struct perf_event_attr`, include/uapi/linux/perf_event.h).
+        // type; config; ...; flags.
         let mut attr = [0u64; 16];
-        attr[0] = TYPE_TRACEPOINT | (size_of_val(&attr) as u64) << 32;
+        attr[0] = TYPE_TRACEPOINT;
         attr[1] = self.tracepoint;
         attr[5] = DISABLED;
-        const CLOEXEC: u64 = 8;
-        // SAFETY: the kernel reads `attr`, whose size it is told, and gives a new descriptor.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_perf_event_open,
-                attr.as_ptr(),
-                tid,
-                -1,
-                -1,
-                CLOEXEC,
-            )
-        };
-        let fd = Errno::result(fd)?;
-        // SAFETY: the descriptor is new and nobody else's.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let fd = super::perf::open(attr, tid, -1)?;
         // SAFETY: the kernel copies the filter, a string with an end that lives through the call.
         unsafe { raw::set_filter(fd.as_raw_fd(), self.filter.as_ptr().cast()) }?;
         // SAFETY: the descriptor is a perf event's; the call takes no memory.

@@ -12,7 +12,7 @@ const PAGE: usize = 4096;
 const RING: usize = 1024;
 /// More than any record takes, with the one about lost ones before it: the longest path, and some words.
 const LONGEST: u64 = 8192;
-const TYPE_SOFTWARE: u32 = 1;
+const TYPE_SOFTWARE: u64 = 1;
 const COUNT_DUMMY: u64 = 9;
 const RECORD_LOST: u32 = 2;
 const RECORD_MMAP2: u32 = 10;
@@ -105,30 +105,37 @@ fn processors(text: &str) -> Vec<i32> {
     all
 }
 
+/// perf_event_open(2): `attr` is `struct perf_event_attr` (include/uapi/linux/perf_event.h) without its size; of one thread
+/// or of all (-1), on one processor or on all (-1).
+pub(super) fn open(mut attr: [u64; 16], tid: i32, cpu: i32) -> Result<OwnedFd, Errno> {
+    const CLOEXEC: u64 = 8;
+    attr[0] |= (size_of_val(&attr) as u64) << 32;
+    // SAFETY: the kernel reads `attr`, whose size it is told, and gives a new descriptor.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            attr.as_ptr(),
+            tid,
+            cpu,
+            -1,
+            CLOEXEC,
+        )
+    };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 impl Ring {
     fn open(cpu: i32) -> Result<Self, Errno> {
         // type, size; config; period, what is in a record; flags; the clock, behind sample_stack_user.
         let mut attr = [0u64; 16];
-        attr[0] = u64::from(TYPE_SOFTWARE) | (size_of_val(&attr) as u64) << 32;
+        attr[0] = TYPE_SOFTWARE;
         attr[1] = COUNT_DUMMY;
         attr[3] = TIME;
         attr[5] = FLAGS;
         attr[11] = (libc::CLOCK_MONOTONIC as u64) << 32;
-        const CLOEXEC: u64 = 8;
-        // SAFETY: the kernel reads `attr`, whose size it is told, and gives a new descriptor.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_perf_event_open,
-                attr.as_ptr(),
-                -1,
-                cpu,
-                -1,
-                CLOEXEC,
-            )
-        };
-        let fd = Errno::result(fd)?;
-        // SAFETY: the descriptor is new and nobody else's.
-        let event = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let event = open(attr, -1, cpu)?;
         // SAFETY: a new mapping, which is only used through `Ring`.
         let base = unsafe {
             libc::mmap(

@@ -286,7 +286,13 @@ impl<'a> Driver<'a> {
         self.send_back()?;
         write_code(tid, f.tail, &[0; LOOP.len()])?;
         self.journal.record.vdso_tail = 0;
-        self.journal.record.active = self.journal.record.fds != [-1; 4];
+        self.note_rest()
+    }
+
+    /// All threads are at home: a repair has something to do only if anything else of ours is left.
+    fn note_rest(&mut self) -> Result<(), Error> {
+        let r = &mut self.journal.record;
+        r.active = r.vdso_tail != 0 || r.fds != [-1; 4];
         self.journal.write()
     }
 
@@ -322,9 +328,7 @@ impl<'a> Driver<'a> {
         }
         crate::fault::point("driver.back");
         self.journal.record.away.clear();
-        self.journal.record.active =
-            self.journal.record.vdso_tail != 0 || self.journal.record.fds != [-1; 4];
-        self.journal.write()
+        self.note_rest()
     }
 
     /// One call by the bare `syscall` in front of the loop; used where there is no scratch.

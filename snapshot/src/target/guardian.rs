@@ -54,10 +54,13 @@ pub fn repair(path: &Path) -> Result<Outcome, Error> {
             put_mask(a.tid, a.sigmask)?;
         }
     }
-    let back = away.first().map(|a| a.tid);
+    let tid = stopped.threads()[0];
+    let there = what_is_there(tid, r.vdso_tail);
     match away.first() {
         Some(a) => clean_up(&stopped, &r, a.tid)?,
-        None => clean_up_from_home(&stopped, &r, &mut journal)?,
+        None if there == There::Loop => clean_up_from_home(&stopped, &r, &mut journal)?,
+        // The loop is the first thing that is put in and the last that is taken out: nothing else is there.
+        None => {}
     }
     for a in away {
         let Some(regs) = ptrace::words_to_regs(&a.regs) else {
@@ -66,7 +69,8 @@ pub fn repair(path: &Path) -> Result<Outcome, Error> {
         ptrace::set_regs(a.tid, &regs).map_err(|e| Error::Ptrace(a.tid, "PTRACE_SETREGS", e))?;
         put_mask(a.tid, a.sigmask)?;
     }
-    if let Some(tid) = back {
+    // When no thread is there.
+    if there != There::Other {
         write_code(tid, r.vdso_tail, &[0; LOOP.len()])?;
     }
     journal.record = Record::idle(r.pid, r.start_time);
@@ -78,15 +82,9 @@ fn put_mask(tid: i32, mask: u64) -> Result<(), Error> {
     ptrace::set_sigmask(tid, mask).map_err(|e| Error::Ptrace(tid, "PTRACE_SETSIGMASK", e))
 }
 
-/// Nobody is away, but the scratch, the loop or a descriptor is left: a thread is taken away for it, by the journal.
+/// Nobody is away, but the loop is left, and maybe the scratch or a descriptor: a thread is taken away for it, by the journal.
 fn clean_up_from_home(stopped: &Stopped, r: &Record, journal: &mut Journal) -> Result<(), Error> {
     let tid = stopped.threads()[0];
-    match what_is_there(tid, r.vdso_tail) {
-        There::Loop => {}
-        // The loop is the first thing that is put in and the last that is taken out: nothing else is there.
-        There::Part => return write_code(tid, r.vdso_tail, &[0; LOOP.len()]),
-        There::Other => return Ok(()),
-    }
     let regs = ptrace::regs(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETREGS", e))?;
     let sigmask = ptrace::sigmask(tid).map_err(|e| Error::Ptrace(tid, "PTRACE_GETSIGMASK", e))?;
     journal.record.away.push(super::journal::Away {
@@ -98,8 +96,7 @@ fn clean_up_from_home(stopped: &Stopped, r: &Record, journal: &mut Journal) -> R
     put_mask(tid, AWAY_MASK)?;
     clean_up(stopped, r, tid)?;
     ptrace::set_regs(tid, &regs).map_err(|e| Error::Ptrace(tid, "PTRACE_SETREGS", e))?;
-    put_mask(tid, sigmask)?;
-    write_code(tid, r.vdso_tail, &[0; LOOP.len()])
+    put_mask(tid, sigmask)
 }
 
 /// What is at the tail of the vdso.
@@ -132,7 +129,7 @@ fn what_is_there(tid: i32, tail: u64) -> There {
     }
 }
 
-/// Unmaps the scratch, closes descriptors. `tid` is away from its code; the loop is taken out when no thread is.
+/// Unmaps the scratch, closes descriptors. `tid` is away from its code.
 fn clean_up(stopped: &Stopped, r: &Record, tid: i32) -> Result<(), Error> {
     let pid = stopped.pid();
     let scratch = find_scratch(tid, r)?;

@@ -36,9 +36,7 @@ impl Stopped {
         loop {
             match Self::all_at_once(pid) {
                 Err(Error::Busy(tid, ..)) if attempt < ATTEMPTS => {
-                    wait_stopped_for(tid, LONG_PATIENCE)?;
-                    mend(tid);
-                    let _ = ptrace::detach(tid, 0);
+                    let_go_late(tid)?;
                     attempt += 1;
                 }
                 other => return other,
@@ -117,10 +115,7 @@ impl Stopped {
             Ok(stopped) => Ok(Some(stopped)),
             Err(Error::Ended(_)) => Ok(None),
             Err(Error::Busy(tid, ..)) => {
-                if wait_stopped_for(tid, LONG_PATIENCE)?.is_some() {
-                    mend(tid);
-                    let _ = ptrace::detach(tid, 0);
-                }
+                let_go_late(tid)?;
                 Ok(None)
             }
             Err(e) => Err(e),
@@ -215,6 +210,15 @@ impl Drop for Stopped {
             }
         }
     }
+}
+
+/// Lets a thread go that was asked to stop and did not do so soon: it has to stop first.
+fn let_go_late(tid: i32) -> Result<(), Error> {
+    if wait_stopped_for(tid, LONG_PATIENCE)?.is_some() {
+        mend(tid);
+        let _ = ptrace::detach(tid, 0);
+    }
+    Ok(())
 }
 
 /// Attaches; false if the thread is gone.

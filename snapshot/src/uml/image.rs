@@ -2,7 +2,7 @@
 //! (main's own pages, one behind the other), and for `memory` and `disk.cow` the sums of their chunks.
 
 use super::Error;
-use super::tracker::data;
+use crate::sparse;
 use nix::errno::Errno;
 use std::fs::File;
 use std::io::Write;
@@ -44,7 +44,9 @@ impl Sums {
             sums[i as usize] = *blake3::hash(bytes).as_bytes();
             Ok(())
         };
-        while let Some((start, end)) = data(file, next * CHUNK, len)? {
+        while let Some((start, end)) =
+            sparse::next(file, next * CHUNK, len).map_err(|e| Error::Sys("SEEK_DATA", e))?
+        {
             for i in (start / CHUNK).max(next)..end.div_ceil(CHUNK) {
                 one(i)?;
             }

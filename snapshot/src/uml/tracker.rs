@@ -9,6 +9,7 @@ use super::manifest::Piece;
 use super::users::{self, Known, Stamp, Users};
 use super::{Error, PAGE, image};
 use crate::proc::{self, Map, MapKind};
+use crate::sparse;
 use crate::sys::mapfile;
 use crate::sys::pagemap::{FILE, PRESENT, Pagemap, Region, SWAPPED};
 use crate::sys::perf::{Mapping, Mappings, Record};
@@ -213,7 +214,8 @@ impl<'a> Tracker<'a> {
         let mut at = 0;
         let mut pages = Pages::new(self.memory.len);
         while at < self.memory.len {
-            let Some((start, end)) = data(&self.memory.file, at, self.memory.len)? else {
+            let next = sparse::next(&self.memory.file, at, self.memory.len);
+            let Some((start, end)) = next.map_err(sys("SEEK_DATA"))? else {
                 break;
             };
             pages.add(start / PAGE, end.div_ceil(PAGE));
@@ -617,20 +619,6 @@ fn zero(page: &[u8]) -> bool {
     // SAFETY-free way to compare words: most pages differ in the first few.
     page.chunks_exact(16)
         .all(|c| c.iter().fold(0, |a, b| a | b) == 0)
-}
-
-/// The first extent of data at or behind `at`.
-pub fn data(file: &File, at: u64, len: u64) -> Result<Option<(u64, u64)>, Error> {
-    use nix::unistd::{Whence, lseek};
-    let start = match lseek(file, at.cast_signed(), Whence::SeekData) {
-        Ok(start) => start.cast_unsigned(),
-        Err(nix::errno::Errno::ENXIO) => return Ok(None),
-        // A filesystem that knows of no holes.
-        Err(nix::errno::Errno::EINVAL) => return Ok(Some((at, len))),
-        Err(e) => return Err(Error::Sys("SEEK_DATA", e)),
-    };
-    let end = lseek(file, start.cast_signed(), Whence::SeekHole).map_err(sys("SEEK_HOLE"))?;
-    Ok(Some((start, end.cast_unsigned().min(len))))
 }
 
 #[cfg(test)]
