@@ -44,17 +44,20 @@ struct Target(Child);
 
 impl Target {
     fn new(user: &str) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", PROGRAM, user])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new("python3");
+        let (target, line) = Self::start(command.args(["-c", PROGRAM, user]));
+        assert_eq!(line, "ready\n");
+        target
+    }
+
+    /// And its first line.
+    fn start(command: &mut Command) -> (Self, String) {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
+        (Self(child), line)
     }
 
     fn pid(&self) -> i32 {
@@ -157,15 +160,8 @@ fn of_nobody() {
 #[test]
 fn what_threads_told_before_the_stop_holds_or_is_asked_again() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = Command::new(common::compile("altstacks", dir.path()))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let target = Target(child);
+    let mut command = Command::new(common::compile("altstacks", dir.path()));
+    let (target, line) = Target::start(&mut command);
     let pid = target.pid();
     let tids: Vec<i32> = line.split_whitespace().flat_map(str::parse).collect();
     let planned = plan::plan(pid, false).unwrap().0.remove(0);

@@ -1,7 +1,8 @@
 //! Manifests that someone has tampered with give errors: no panic, no huge allocation, no hang.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use snapshot::files::{self, Connections, Context, OpenFile};
@@ -114,27 +115,31 @@ fn table() -> Vec<Vec<Value>> {
     ]
 }
 
-fn restore() {
-    let dir = tempfile::tempdir().unwrap();
+fn restored(files: &[OpenFile], dir: &Path) -> Result<Vec<OwnedFd>, files::Error> {
     let root = std::fs::File::open("/").unwrap();
     let shared = |_| Err(std::io::Error::other("none in this test"));
+    let ctx = Context {
+        root: root.as_fd(),
+        external: std::collections::BTreeMap::new(),
+        log: None,
+        shared: &shared,
+        connections: Connections::Repair,
+        before_connections: None,
+        contended_locks: false,
+    };
+    files::restore(files, dir, &ctx)
+}
+
+fn restore() {
+    let dir = tempfile::tempdir().unwrap();
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     for list in table() {
         let files: Vec<OpenFile> = match serde_json::from_value(json!(list)) {
             Ok(files) => files,
             Err(error) => panic!("{list:?}: {error}"),
         };
-        let ctx = Context {
-            root: root.as_fd(),
-            external: std::collections::BTreeMap::new(),
-            log: None,
-            shared: &shared,
-            connections: Connections::Repair,
-            before_connections: None,
-            contended_locks: false,
-        };
         let before = open();
-        let result = files::restore(&files, dir.path(), &ctx);
+        let result = restored(&files, dir.path());
         assert!(result.is_err(), "{list:?} was taken");
         assert_eq!(open(), before, "{list:?} left descriptors open");
     }
@@ -189,22 +194,11 @@ fn contents() {
         content.write_all_at(&[byte[0] ^ 1], at).unwrap();
         let (path, what) = files::check_contents(&files, dir.path()).unwrap_err();
         assert!(path.ends_with("files/0") && what.contains("sum"), "{what}");
-        let root = std::fs::File::open("/").unwrap();
-        let shared = |_| Err(std::io::Error::other("none in this test"));
         let kept: Vec<OpenFile> = files
             .into_iter()
             .filter(|f| matches!(f.kind, files::Kind::Unlinked(_) | files::Kind::Memfd(_)))
             .collect();
-        let ctx = Context {
-            root: root.as_fd(),
-            external: std::collections::BTreeMap::new(),
-            log: None,
-            shared: &shared,
-            connections: Connections::Repair,
-            before_connections: None,
-            contended_locks: false,
-        };
-        let error = files::restore(&kept, dir.path(), &ctx).unwrap_err();
+        let error = restored(&kept, dir.path()).unwrap_err();
         assert!(error.to_string().contains("sum"), "{name}: {error}");
     }
 }

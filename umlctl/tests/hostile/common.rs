@@ -64,6 +64,18 @@ impl Target {
         target
     }
 
+    /// A Python program.
+    pub fn python(program: &str, dir: tempfile::TempDir) -> Self {
+        let child = Command::new("/usr/bin/python3")
+            .args(["-c", program])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        Self { child, pid, dir }
+    }
+
     /// The words of its status file.
     pub fn status(&self) -> [u64; 8] {
         let mut bytes = [0u8; 64];

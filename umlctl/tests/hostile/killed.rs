@@ -3,6 +3,7 @@
 use crate::common::*;
 use nix::sys::signal::{SIGKILL, kill};
 use nix::unistd::Pid;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 const POINTS: [&str; 19] = [
@@ -72,11 +73,7 @@ fn at_every_point_with_the_guardian() {
 fn at_every_point_without_the_guardian() {
     let (t, before, quiet) = target();
     for (i, point) in POINTS.repeat(count("HOSTILE_ROUNDS", 2)).iter().enumerate() {
-        let mut c = t.snapshot(&format!("s{i}"));
-        c.env("SNAPSHOT_FAULT", format!("{}:stop", with_number(point)));
-        let mut timeout = c.spawn().unwrap();
-        let saver = child_of(timeout.id().cast_signed());
-        until(&format!("the stop at {point}"), || state(saver) == 'T');
+        let (mut timeout, saver) = stopped_at(t.snapshot(&format!("s{i}")), &with_number(point));
         let guardian = child_of(saver);
         kill(Pid::from_raw(guardian), SIGKILL).unwrap();
         until("the guardian's end", || "ZX?".contains(state(guardian)));
@@ -164,6 +161,15 @@ fn with_number(point: &str) -> String {
     } else {
         format!("{point}:1")
     }
+}
+
+/// Starts a snapshot that stops itself at a point; `timeout`, which watches over it, and the saver.
+pub fn stopped_at(mut snapshot: Command, point: &str) -> (Child, i32) {
+    snapshot.env("SNAPSHOT_FAULT", format!("{point}:stop"));
+    let timeout = snapshot.spawn().unwrap();
+    let saver = child_of(timeout.id().cast_signed());
+    until(&format!("the stop at {point}"), || state(saver) == 'T');
+    (timeout, saver)
 }
 
 pub fn child_of(pid: i32) -> i32 {

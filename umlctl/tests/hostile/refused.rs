@@ -1,7 +1,6 @@
 //! What is refused leaves the target alone, and says why.
 
 use crate::common::*;
-use std::process::{Command, Stdio};
 
 /// Runs a Python program that says "ready" in a file, and is refused with these words.
 fn refused(program: &str, words: &[&str]) {
@@ -10,17 +9,7 @@ fn refused(program: &str, words: &[&str]) {
     let program = format!(
         "import os,sys,ctypes,mmap,time\nlibc=ctypes.CDLL(None,use_errno=True)\n{program}\nopen({ready:?},'w').close()\nwhile True: time.sleep(0.01)"
     );
-    let child = Command::new("/usr/bin/python3")
-        .args(["-c", &program])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let t = Target {
-        pid: child.id().cast_signed(),
-        child,
-        dir,
-    };
+    let t = Target::python(&program, dir);
     until("the target", || ready.exists());
     // It frees what it needed for that.
     std::thread::sleep(std::time::Duration::from_millis(200));

@@ -1,8 +1,10 @@
 //! Targets that do not keep still.
 
 use crate::common::*;
+use crate::killed::{child_of, stopped_at};
 use nix::sys::signal::{SIGCONT, SIGKILL, SIGSTOP, kill};
 use nix::unistd::Pid;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -174,27 +176,11 @@ fn another_program_at_any_point() {
              os.execv('/bin/sh', ['sh', '-c', 'sleep 0.5; echo fine > {}; sleep 30'])",
             done.display()
         );
-        let child = std::process::Command::new("/usr/bin/python3")
-            .args(["-c", &program])
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let t = Target {
-            pid: child.id().cast_signed(),
-            child,
-            dir,
-        };
+        let t = Target::python(&program, dir);
         std::thread::sleep(Duration::from_millis(200));
         let mut c = t.snapshot("s");
-        c.env("SNAPSHOT_FAULT", format!("{point}:1:stop"));
-        let mut timeout = c
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let saver = crate::killed::child_of(timeout.id().cast_signed());
-        until("the stop", || crate::killed::state(saver) == 'T');
+        c.stdout(Stdio::null()).stderr(Stdio::null());
+        let (mut timeout, saver) = stopped_at(c, &format!("{point}:1"));
         std::fs::write(&go, "").unwrap();
         std::thread::sleep(Duration::from_millis(100));
         kill(Pid::from_raw(saver), SIGCONT).unwrap();
@@ -235,29 +221,14 @@ fn a_child_that_is_made_meanwhile_is_not_left_out() {
         "import os,time\nwhile not os.path.exists({go:?}): time.sleep(0.001)\n\
          child = os.fork()\nif not child: time.sleep(1000)\nopen({made:?}, 'w')\nos.wait()"
     );
-    let child = std::process::Command::new("/usr/bin/python3")
-        .args(["-c", &program])
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let t = Target {
-        pid: child.id().cast_signed(),
-        child,
-        dir,
-    };
+    let t = Target::python(&program, dir);
     std::thread::sleep(Duration::from_millis(200));
     let mut c = t.snapshot("s");
     let said = t.dir.path().join("said");
-    c.args(["--tree"])
-        .env("SNAPSHOT_FAULT", "snapshot.prepared:1:stop");
-    let mut timeout = c
-        .stdout(std::process::Stdio::null())
-        .stderr(std::fs::File::create(&said).unwrap())
-        .spawn()
-        .unwrap();
-    let saver = crate::killed::child_of(timeout.id().cast_signed());
-    until("the stop", || crate::killed::state(saver) == 'T');
+    c.arg("--tree")
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&said).unwrap());
+    let (mut timeout, saver) = stopped_at(c, "snapshot.prepared:1");
     std::fs::write(&go, "").unwrap();
     until("the child", || made.exists());
     kill(Pid::from_raw(saver), SIGCONT).unwrap();
@@ -272,6 +243,6 @@ fn a_child_that_is_made_meanwhile_is_not_left_out() {
     let report: serde_json::Value = serde_json::from_str(&good(c)).unwrap();
     assert_eq!(report["processes"], 2);
     // Only its parent would end otherwise.
-    let child = crate::killed::child_of(t.pid);
+    let child = child_of(t.pid);
     kill(Pid::from_raw(child), SIGKILL).unwrap();
 }
