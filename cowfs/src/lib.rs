@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod control;
+pub(crate) mod errors;
 pub mod fault;
 pub mod fs;
 pub mod fuse;

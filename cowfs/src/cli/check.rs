@@ -5,14 +5,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::args::Cli;
 use super::history::remote;
 use super::locate::Target;
-use super::output::{self, size};
+use super::output::{self, bar, size};
 use crate::control::Failure;
+use crate::errors::in_full;
 use crate::history::TransferError;
 use crate::history::remote::{Remote, is_url};
 use crate::history::repair::{Elsewhere, Mended, is_needed, repair};
@@ -186,7 +186,7 @@ pub(super) fn run(cli: &Cli, o: &Check<'_>) -> Result<u8, Failure> {
             let mut fetch = |name: &Name| match from {
                 Some(e) => e.chunk(name).map_err(|e| match e {
                     TransferError::Store(e) => e,
-                    TransferError::Remote(e) => StoreError::Refused(remote(e).message),
+                    TransferError::Remote(e) => StoreError::Refused(in_full(&e)),
                     e => StoreError::Refused(e.to_string()),
                 }),
                 None => Ok(None),
@@ -206,35 +206,29 @@ pub(super) fn run(cli: &Cli, o: &Check<'_>) -> Result<u8, Failure> {
     Ok(u8::from(!report.problems.is_empty() || !found.is_clean()))
 }
 
-fn bar(cli: &Cli, template: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if cli.json {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar
+/// Does something long, and shows how far it is.
+fn shown<T>(
+    cli: &Cli,
+    template: &str,
+    work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T, StoreError>,
+) -> Result<T, Failure> {
+    let bar = bar(cli, template);
+    let done = work(&mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(done)
 }
 
 fn trees(cli: &Cli, store: &Store) -> Result<crate::store::CheckReport, Failure> {
-    let bar = bar(cli, "checking {wide_bar} {pos}/{len} trees");
-    let report = store.check(&mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
-    Ok(report)
+    let template = "checking {wide_bar} {pos}/{len} trees";
+    shown(cli, template, |progress| store.check(progress))
 }
 
 fn contents(cli: &Cli, store: &Store) -> Result<DataReport, Failure> {
-    let bar = bar(cli, "reading {wide_bar} {bytes}/{total_bytes}");
-    let data = store.check_data(&mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
-    Ok(data)
+    let template = "reading {wide_bar} {bytes}/{total_bytes}";
+    shown(cli, template, |progress| store.check_data(progress))
 }
 
 /// Who may have what is damaged here, and what serves it.

@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
 use super::args::Cli;
 use super::history_args::{History, PackArgs, PruneArgs, ReceiveArgs, SendArgs};
 use super::locate::Target;
-use super::output::{self, size};
+use super::output::{self, bar, size};
 use crate::control::{Answer, Failure, Request};
+use crate::errors::in_full;
 use crate::history::prune::{Rules, Verdict};
 use crate::history::remote::{Remote, RemoteError, is_url};
 use crate::store::Stats;
@@ -32,13 +31,7 @@ pub(super) fn run(cli: &Cli, command: &History) -> Result<u8, Failure> {
 }
 
 pub(super) fn remote(e: RemoteError) -> Failure {
-    let mut message = e.to_string();
-    let mut source = std::error::Error::source(&e);
-    while let Some(s) = source {
-        message = format!("{message}: {s}");
-        source = s.source();
-    }
-    Failure::new(message)
+    Failure::new(in_full(&e))
 }
 
 fn io_failure(what: &str) -> impl Fn(io::Error) -> Failure {
@@ -54,14 +47,7 @@ fn with_progress(
     text: &str,
     progress: fn(&Stats) -> (u64, u64),
 ) -> Result<Answer, Failure> {
-    let bar = ProgressBar::new(0);
-    if cli.json {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    let template = format!("{text} {{wide_bar}} {{percent}}%");
-    if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style);
-    }
+    let bar = bar(cli, &format!("{text} {{wide_bar}} {{percent}}%"));
     let done = AtomicBool::new(false);
     let answer = std::thread::scope(|s| {
         if !bar.is_hidden() {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -285,6 +286,18 @@ fn list(cli: &Cli, listing: &Listing) {
         );
     }
     table((!no_headers).then_some(&columns), &rows);
+}
+
+/// A bar for long work, which nobody sees beside `--json`.
+pub(super) fn bar(cli: &Cli, template: &str) -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if cli.json {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// Prints what a check found, and what one of the contents did.

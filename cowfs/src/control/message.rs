@@ -285,18 +285,12 @@ impl Failure {
 
 impl From<StoreError> for Failure {
     fn from(e: StoreError) -> Self {
-        use std::error::Error;
         let code = match e {
             StoreError::NoStore(_) => 10,
             StoreError::Locked => 11,
             _ => 1,
         };
-        let mut message = e.to_string();
-        let mut source = e.source();
-        while let Some(s) = source {
-            message = format!("{message}: {s}");
-            source = s.source();
-        }
+        let message = crate::errors::in_full(&e);
         Self { code, message }
     }
 }

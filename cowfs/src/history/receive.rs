@@ -144,7 +144,11 @@ fn base_of(store: &Store, catalog: &Catalog, begin: &Begin) -> Result<Option<u64
 }
 
 /// The checkpoint of an identity.
-fn here<'a>(store: &Store, catalog: &'a Catalog, source: &Source) -> Option<&'a Checkpoint> {
+pub(super) fn here<'a>(
+    store: &Store,
+    catalog: &'a Catalog,
+    source: &Source,
+) -> Option<&'a Checkpoint> {
     let mut all = catalog.checkpoints.values();
     all.find(|c| source_of(store, c) == *source)
 }

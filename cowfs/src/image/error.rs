@@ -196,14 +196,7 @@ impl ImageError {
 
     /// The message with those of its sources.
     pub fn in_full(&self) -> String {
-        use std::error::Error;
-        let mut message = self.to_string();
-        let mut source = self.source();
-        while let Some(s) = source {
-            message = format!("{message}: {s}");
-            source = s.source();
-        }
-        message
+        crate::errors::in_full(self)
     }
 }
 

@@ -3,6 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use super::error::StoreError;
+use super::repair::{self, Named};
 use super::segments::file_name;
 use super::{ReadTxn, Store, packs};
 use crate::fs;
@@ -31,22 +32,19 @@ impl Store {
     /// # Errors
     /// When the store has stopped; damage is reported, not an error.
     pub fn check(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, StoreError> {
-        let catalog = self.catalog()?;
         let mut report = CheckReport::default();
         let trees = self.trees()?;
-        let next_inos: FxHashMap<String, u64> = {
-            let heads = catalog.heads.iter();
-            let heads = heads.map(|(n, h)| (format!("head {n}"), h.next_ino));
-            let checkpoints = catalog.checkpoints.values();
-            heads
-                .chain(checkpoints.map(|c| (format!("checkpoint {}", c.name), c.next_ino)))
-                .collect()
-        };
+        let index = repair::hidden_tree(packs::HEAD);
         let mut lens: FxHashMap<u32, Option<u64>> = FxHashMap::default();
-        let all = next_inos.len() as u64;
-        for (name, _, root) in &trees {
+        let all = trees.iter().filter(|t| t.next_ino.is_some()).count() as u64;
+        for Named {
+            name,
+            root,
+            next_ino,
+            ..
+        } in &trees
+        {
             progress(report.trees, all);
-            let next_ino = next_inos.get(name);
             report.trees += u64::from(next_ino.is_some());
             let verified = match next_ino {
                 // With the lock held: a head may go on.
@@ -63,7 +61,7 @@ impl Store {
                         let lines = lost.iter().map(|l| format!("{name}: {l}"));
                         report.problems.extend(lines);
                     }
-                    report.no_index |= *name == format!("hidden tree {}", packs::HEAD);
+                    report.no_index |= *name == index;
                     continue;
                 }
             }

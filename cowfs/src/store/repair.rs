@@ -30,8 +30,21 @@ pub struct LostPage {
     pub checkpoints: BTreeSet<u64>,
 }
 
-/// What a tree is called, the number of a checkpoint, its root.
-pub(super) type Named = (String, Option<u64>, PageId);
+/// A tree.
+pub(super) struct Named {
+    /// What it is called.
+    pub name: String,
+    /// The number of a checkpoint.
+    pub checkpoint: Option<u64>,
+    pub root: PageId,
+    /// The next inode; a hidden tree has none.
+    pub next_ino: Option<u64>,
+}
+
+/// What a hidden tree is called.
+pub(crate) fn hidden_tree(name: &str) -> String {
+    format!("hidden tree {name}")
+}
 
 /// Inodes of which a damaged page may have held something, from and to, and what of these is for certain not whole.
 pub(crate) fn inodes_of(lost: &Lost) -> (u64, u64) {
@@ -126,15 +139,25 @@ impl Store {
     /// All trees: heads, checkpoints, hidden ones.
     pub(super) fn trees(&self) -> Result<Vec<Named>, StoreError> {
         let catalog = self.catalog()?;
-        let heads = catalog.heads.iter();
-        let mut all: Vec<Named> = heads
-            .map(|(n, h)| (format!("head {n}"), None, h.root))
-            .collect();
-        let checkpoints = catalog.checkpoints.values();
-        all.extend(checkpoints.map(|c| (format!("checkpoint {}", c.name), Some(c.id), c.root)));
-        let hidden = catalog.hidden.iter();
-        all.extend(hidden.map(|(n, h)| (format!("hidden tree {n}"), None, h.root)));
-        Ok(all)
+        let heads = catalog.heads.iter().map(|(n, h)| Named {
+            name: format!("head {n}"),
+            checkpoint: None,
+            root: h.root,
+            next_ino: Some(h.next_ino),
+        });
+        let checkpoints = catalog.checkpoints.values().map(|c| Named {
+            name: format!("checkpoint {}", c.name),
+            checkpoint: Some(c.id),
+            root: c.root,
+            next_ino: Some(c.next_ino),
+        });
+        let hidden = catalog.hidden.iter().map(|(n, h)| Named {
+            name: hidden_tree(n),
+            checkpoint: None,
+            root: h.root,
+            next_ino: None,
+        });
+        Ok(heads.chain(checkpoints).chain(hidden).collect())
     }
 
     /// The damaged pages of all trees. Without damage every page is read once.
@@ -145,12 +168,12 @@ impl Store {
         let mut found: BTreeMap<PageId, LostPage> = BTreeMap::new();
         let mut whole = Bitmap::default();
         whole.grow(self.core()?.pages.bitmap.len());
-        for (name, id, root) in self.trees()? {
+        for tree in self.trees()? {
             let mut here: Vec<PageId> = Vec::new();
             let mut any = false;
             tree::survey(
                 &mut self.quiet(),
-                root,
+                tree.root,
                 &StoreError::is_damage,
                 &mut |page| {
                     if whole.is_set(page) {
@@ -172,10 +195,10 @@ impl Store {
                         // A root here is a part of a tree there, whose parent knows more of it.
                         one.lost = lost;
                     }
-                    if one.trees.last() != Some(&name) {
-                        one.trees.push(name.clone());
+                    if one.trees.last() != Some(&tree.name) {
+                        one.trees.push(tree.name.clone());
                     }
-                    one.checkpoints.extend(id);
+                    one.checkpoints.extend(tree.checkpoint);
                 },
             )?;
             if !any {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::pages::pieces;
-use super::{Elsewhere, HIDDEN, Inodes, Mended, bring, words};
+use super::{Elsewhere, HIDDEN, Inodes, Mended, bring};
+use crate::errors::in_full;
 use crate::fs::{Extent, data};
 use crate::history::TransferError;
 use crate::history::base::QuietKv;
@@ -37,7 +38,7 @@ pub(super) fn name_contents(
             Ok(bytes) => done.named_bytes += bytes,
             Err(e @ TransferError::Store(StoreError::NoSpace)) => return Err(e),
             Err(e) => {
-                let what = format!("contents of checkpoint {}: {}", c.name, words(&e));
+                let what = format!("contents of checkpoint {}: {}", c.name, in_full(&e));
                 done.refused.push(what);
             }
         }

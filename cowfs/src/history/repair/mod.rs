@@ -13,16 +13,17 @@ use std::io::{BufReader, BufWriter, Write};
 use std::sync::Arc;
 
 use super::base::QuietKv;
-use super::receive::{Twin, receive_part};
+use super::receive::{Twin, here, receive_part};
 use super::remote::Remote;
 use super::send::{SendOptions, TransferError, send_some, source_of};
 use super::stream::StreamError;
+use crate::errors::in_full;
 use crate::fault;
 use crate::fs;
 use crate::store::packs::records::Name;
 use crate::store::packs::{HEAD, Keep, PackOptions, unwrap_fs};
 use crate::store::pages::PageMap;
-use crate::store::{Checkpoint, LostPage, Source, Store, StoreError, repair::inodes_of};
+use crate::store::{Checkpoint, LostPage, Source, Store, StoreError, repair};
 use crate::tree::PageId;
 use contents::name_contents;
 use pages::make_page;
@@ -79,12 +80,7 @@ impl Elsewhere {
     /// How they call a checkpoint, if they have it.
     fn find(&self, source: &Source) -> Result<Option<Found>, TransferError> {
         Ok(match self {
-            Self::Store(s) => {
-                let catalog = s.catalog()?;
-                let mut all = catalog.checkpoints.values();
-                let found = all.find(|c| source_of(s, c) == *source);
-                found.map(|c| Found::Number(c.id))
-            }
+            Self::Store(s) => here(s, &s.catalog()?, source).map(|c| Found::Number(c.id)),
             Self::Objects(r) => r.find(source)?.map(Found::Object),
         })
     }
@@ -139,17 +135,18 @@ pub struct Mended {
 /// # Errors
 /// When the store has stopped.
 pub fn is_needed(store: &Store) -> Result<bool, StoreError> {
-    let catalog = store.catalog()?;
-    let heads = catalog.heads.values().map(|h| h.root);
-    let checkpoints = catalog.checkpoints.values().map(|c| c.root);
-    let roots: Vec<PageId> = heads.chain(checkpoints).collect();
     if !store.lost_pages()?.is_empty() {
         return Ok(true);
     }
-    // What no tree has goes with the next collection.
     let unknown = store.unknown()?;
-    for root in roots.iter().filter(|_| !unknown.is_empty()) {
-        if !store.mapped_in(*root, &unknown)?.is_empty() {
+    if unknown.is_empty() {
+        return Ok(false);
+    }
+    // What no tree has goes with the next collection.
+    let catalog = store.catalog()?;
+    let heads = catalog.heads.values().map(|h| h.root);
+    for root in heads.chain(catalog.checkpoints.values().map(|c| c.root)) {
+        if !store.mapped_in(root, &unknown)?.is_empty() {
             return Ok(true);
         }
     }
@@ -224,22 +221,11 @@ fn repair_all(
                 failed.clear();
             }
             Err(e @ TransferError::Store(StoreError::NoSpace)) => return Err(e),
-            Err(e) => drop(failed.insert(*id, format!("checkpoint {}: {}", c.name, words(&e)))),
+            Err(e) => drop(failed.insert(*id, format!("checkpoint {}: {}", c.name, in_full(&e)))),
         }
     }
     done.refused.extend(failed.into_values());
     name_contents(store, from, done)
-}
-
-/// An error with its reasons.
-fn words(e: &TransferError) -> String {
-    let mut text = e.to_string();
-    let mut source = std::error::Error::source(e);
-    while let Some(s) = source {
-        text = format!("{text}: {s}");
-        source = s.source();
-    }
-    text
 }
 
 /// The index is made anew; what was received in part is given up, as it is sent again.
@@ -251,7 +237,7 @@ fn hidden_trees(
     let lost = store.lost_pages()?;
     let catalog = store.catalog()?;
     for name in catalog.hidden.keys() {
-        let tree = format!("hidden tree {name}");
+        let tree = repair::hidden_tree(name);
         let mut any = false;
         for l in lost.iter().filter(|l| l.trees.contains(&tree)) {
             store.keep_page(l.lost.page, keep)?;
@@ -330,7 +316,7 @@ fn bring_once(
             .unwrap_or_else(|_| Err(StoreError::Refused("an internal error".into()).into()));
         match (sent, got) {
             // The end that failed first is the one that says why.
-            (Err(e), Err(m)) => Err(if words(&e).contains("Broken pipe") {
+            (Err(e), Err(m)) => Err(if in_full(&e).contains("Broken pipe") {
                 m
             } else {
                 e
@@ -349,7 +335,7 @@ fn mend(
     lost: &[&LostPage],
     keep: &mut Keep<'_>,
 ) -> Result<(), TransferError> {
-    let only = Inodes::new(lost.iter().map(|l| inodes_of(&l.lost)).collect());
+    let only = Inodes::new(lost.iter().map(|l| repair::inodes_of(&l.lost)).collect());
     let root = bring(store, from, c, &only)?;
     // Collections are held off until the new pages are what trees need.
     store.with_writer(PackOptions::LEVEL, |w| {
