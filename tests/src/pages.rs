@@ -39,13 +39,19 @@ impl tree::Pages for OfFile {
 /// be in a commit.
 pub type PagesOf = BTreeMap<String, Vec<(PageId, bool)>>;
 
-fn pages(store: &Store, disk: &dyn Disk) -> PagesOf {
+/// Heads and checkpoints of a store, called so, and their roots.
+pub fn trees(store: &Store) -> Vec<(String, PageId)> {
     let catalog = store.catalog().expect("it works");
     let heads = catalog.heads.iter();
-    let mut roots: Vec<(String, PageId)> =
-        heads.map(|(n, h)| (format!("head {n}"), h.root)).collect();
+    let mut out: Vec<_> = heads.map(|(n, h)| (format!("head {n}"), h.root)).collect();
     let checkpoints = catalog.checkpoints.values();
-    roots.extend(checkpoints.map(|c| (format!("checkpoint {}", c.name), c.root)));
+    out.extend(checkpoints.map(|c| (format!("checkpoint {}", c.name), c.root)));
+    out
+}
+
+fn pages(store: &Store, disk: &dyn Disk) -> PagesOf {
+    let mut roots = trees(store);
+    let catalog = store.catalog().expect("it works");
     let hidden = catalog.hidden.iter();
     roots.extend(hidden.map(|(n, h)| (format!("hidden {n}"), h.root)));
     let mut file = OfFile(disk.open("meta", false).expect("there"));

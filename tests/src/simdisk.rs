@@ -226,6 +226,11 @@ impl SimDisk {
     /// A new store on this disk.
     pub fn store(&self) -> Arc<Store> {
         Store::init_on(Arc::new(self.clone())).expect("a new store");
+        self.open_store()
+    }
+
+    /// Opens the store that is on this disk.
+    pub fn open_store(&self) -> Arc<Store> {
         Store::open_on(Arc::new(self.clone()), None).expect("it opens")
     }
 

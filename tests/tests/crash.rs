@@ -303,7 +303,7 @@ fn cut_power(faults: bool) {
             faults,
         };
         {
-            let store = Store::open_on(Arc::new(run.disk.clone()), None).expect("it opens");
+            let store = run.disk.open_store();
             run.history = vec![dump(&store, head_root(&store, "main"))];
         }
         eprintln!("seed {seed}");
@@ -321,9 +321,8 @@ fn cut_power(faults: bool) {
 #[test]
 fn a_damaged_store_is_named_not_believed() {
     let disk = SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
     {
-        let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
+        let store = disk.store();
         let mut d = Driver::new(&store, "main");
         for i in 0..300 {
             let f = d.create(1, &format!("file {i}")).expect("room");

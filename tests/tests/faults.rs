@@ -16,13 +16,8 @@ use cowfs_tests::simdisk::{SimDisk, What};
 
 fn new_store() -> (SimDisk, Arc<Store>) {
     let disk = SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
-    let store = open(&disk);
+    let store = disk.store();
     (disk, store)
-}
-
-fn open(disk: &SimDisk) -> Arc<Store> {
-    Store::open_on(Arc::new(disk.clone()), None).expect("it opens")
 }
 
 /// The power goes, with every choice of what the disk had done by then.
@@ -70,7 +65,7 @@ fn data_of_a_failed_sync_is_written_again() {
         store.sync().expect("the disk works again");
         let want = dump(&store, head_root(&store, "main"));
         cuts(&disk, |copy| {
-            let store = open(copy);
+            let store = copy.open_store();
             assert!(dump(&store, head_root(&store, "main")) == want);
         });
     }
@@ -165,7 +160,7 @@ fn a_chunk_in_doubt_does_not_hide_later_ones() {
         store.sync().expect("the disk works again");
         let want = dump(&store, head_root(&store, "main"));
         cuts(&disk, |copy| {
-            let store = open(copy);
+            let store = copy.open_store();
             assert!(dump(&store, head_root(&store, "main")) == want);
         });
     }
@@ -226,7 +221,7 @@ fn a_superblock_in_doubt_keeps_both_commits() {
         store.sync().expect("a flush");
         let want = dump(&store, head_root(&store, "main"));
         let is_want = |copy: &SimDisk| {
-            let store = open(copy);
+            let store = copy.open_store();
             check(&store);
             assert!(dump(&store, head_root(&store, "main")) == want);
         };
@@ -304,7 +299,7 @@ fn a_full_disk_still_syncs_and_opens_again() {
         store.sync().expect("a sync on a full disk");
         let want = dump(&store, head_root(&store, "main"));
         let again = |disk: &SimDisk| {
-            let store = open(disk);
+            let store = disk.open_store();
             check(&store);
             assert!(dump(&store, head_root(&store, "main")) == want);
         };
@@ -402,7 +397,7 @@ fn opening_again_leaks_nothing() {
     drop((d, store));
     let mut free = Vec::new();
     for _ in 0..5 {
-        let store = open(&disk);
+        let store = disk.open_store();
         store.commit().expect("a commit");
         let now = store.stats().expect("numbers");
         assert!(now.garbage_pages >= before.garbage_pages, "forgotten");

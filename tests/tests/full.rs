@@ -1,7 +1,6 @@
 //! A full disk while a difference is received: what it takes from its base needs room for packs.
 
 use std::fs;
-use std::sync::Arc;
 
 use cowfs::history::{SendOptions, TransferError, parse_token, receive, send};
 use cowfs::store::{CatalogOp, Store};
@@ -11,10 +10,6 @@ use cowfs_tests::dump::{check, check_data, dump};
 use cowfs_tests::history::{at, clean, cowfs, noise, ok, other, text, tree};
 use cowfs_tests::live::Live;
 use cowfs_tests::simdisk::SimDisk;
-
-fn open(disk: &SimDisk) -> Arc<Store> {
-    Store::open_on(Arc::new(disk.clone()), None).expect("it opens")
-}
 
 fn root(store: &Store, name: &str) -> u64 {
     let catalog = store.catalog().expect("it works");
@@ -51,7 +46,7 @@ fn nothing_half_is_seen_and_it_goes_on_when_there_is_room() {
     drop(store);
     // The same store elsewhere goes on: every file is written anew, with a little of it changed.
     let ahead = disk.copy();
-    let store = open(&ahead);
+    let store = ahead.open_store();
     let mut d = Driver::new(&store, "main");
     for i in 0..12 {
         let f = d.walk(&[format!("f{i}")]).expect("there");
@@ -76,7 +71,7 @@ fn nothing_half_is_seen_and_it_goes_on_when_there_is_room() {
     let (mut resumed, mut room) = (0, 0);
     loop {
         let here = disk.copy();
-        let to = open(&here);
+        let to = here.open_store();
         here.set_capacity(Some(here.used_blocks() + room));
         let got = receive(&to, &stream[..], None);
         if got.is_ok() {
@@ -96,7 +91,7 @@ fn nothing_half_is_seen_and_it_goes_on_when_there_is_room() {
         // Given up: all of its space comes back.
         to.commit().expect("room");
         let left = here.copy();
-        let alone = open(&left);
+        let alone = left.open_store();
         let catalog = alone.catalog().expect("it works");
         for name in catalog.hidden.keys().filter(|n| n.starts_with("@receive")) {
             let name = name.clone();

@@ -14,7 +14,7 @@ use cowfs_tests::Rng;
 use cowfs_tests::driver::{Driver, checkpoint};
 use cowfs_tests::dump::{Dump, check, check_data, dump};
 use cowfs_tests::history::noise;
-use cowfs_tests::pages::{PagesOf, of_sim, own, shared};
+use cowfs_tests::pages::{PagesOf, of_sim, own, shared, trees};
 use cowfs_tests::simdisk::{self, SimDisk};
 use tempfile::TempDir;
 
@@ -36,15 +36,6 @@ struct World {
     want: BTreeMap<String, Dump>,
     twin: Arc<Store>,
     objects: TempDir,
-}
-
-fn trees(store: &Store) -> Vec<(String, u64)> {
-    let catalog = store.catalog().expect("it works");
-    let heads = catalog.heads.iter();
-    let mut out: Vec<_> = heads.map(|(n, h)| (format!("head {n}"), h.root)).collect();
-    let checkpoints = catalog.checkpoints.values();
-    out.extend(checkpoints.map(|c| (format!("checkpoint {}", c.name), c.root)));
-    out
 }
 
 fn options(checkpoint: u64, base: Option<u64>) -> SendOptions {
@@ -189,10 +180,6 @@ impl World {
     }
 }
 
-fn open(disk: &SimDisk) -> Arc<Store> {
-    Store::open_on(Arc::new(disk.clone()), None).expect("it opens")
-}
-
 fn mend(store: &Store, from: Option<&Elsewhere>, kept: &mut usize) -> Mended {
     let mut keep = |name: &str, bytes: &[u8]| {
         assert!(
@@ -219,7 +206,7 @@ fn all_whole(w: &World, disk: &SimDisk, store: Arc<Store>, from: &Elsewhere) {
     store.gc().expect("a collection");
     store.commit().expect("room");
     drop(store);
-    let store = open(disk);
+    let store = disk.open_store();
     check(&store);
     check_data(&store);
     assert_eq!(w.whole(&store).len(), w.want.len());
@@ -269,7 +256,7 @@ fn pages_come_back_from_a_store_and_from_objects() {
                 }
                 for from in [w.twin(), w.objects()] {
                     let disk = w.damaged(&pages, &mut rng);
-                    let store = open(&disk);
+                    let store = disk.open_store();
                     let before = w.whole(&store);
                     assert!(before.len() < w.want.len(), "{n}: nothing is damaged");
                     let mut kept = 0;
@@ -303,7 +290,7 @@ fn inner_pages_come_back_with_all_below_them() {
     for pages in [vec![middle], vec![inner[0]], inner.clone()] {
         for from in [w.twin(), w.objects()] {
             let disk = w.damaged(&pages, &mut rng);
-            let store = open(&disk);
+            let store = disk.open_store();
             let mut kept = 0;
             let done = mend(&store, Some(&from), &mut kept);
             assert!(done.refused.is_empty(), "{:?}", done.refused);
@@ -325,7 +312,7 @@ fn the_index_is_made_anew() {
     for pages in &cases {
         for from in [w.twin(), w.objects()] {
             let disk = w.damaged(pages, &mut rng);
-            let store = open(&disk);
+            let store = disk.open_store();
             let report = store.check(&mut |_, _| ()).expect("it works");
             assert!(report.no_index && w.whole(&store).is_empty());
             // Alone: what heads hold is in segments, and what is in packs is known again or named as damaged.
@@ -357,7 +344,7 @@ fn contents_that_are_here_do_not_come_again() {
     let mut rng = Rng(10);
     let pages: Vec<u64> = w.pages["checkpoint c1"].iter().map(|p| p.0).collect();
     let disk = w.damaged(&pages, &mut rng);
-    let store = open(&disk);
+    let store = disk.open_store();
     let done = mend(&store, Some(&w.objects()), &mut 0);
     assert!(done.refused.is_empty(), "{:?}", done.refused);
     all_whole(&w, &disk, store, &w.objects());
@@ -371,7 +358,7 @@ fn what_only_a_head_has_is_named_and_left() {
     let mine = own(&w.pages, "head main");
     let leaf = mine.iter().find(|p| p.1).expect("it was changed").0;
     let disk = w.damaged(&[leaf], &mut rng);
-    let store = open(&disk);
+    let store = disk.open_store();
     let before = w.whole(&store);
     assert_eq!(before.len(), w.want.len() - 1);
     let report = store.check(&mut |_, _| ()).expect("it works");
@@ -409,7 +396,7 @@ fn a_receive_that_is_damaged_is_given_up() {
         .expect("kept");
     drop(store);
     assert!(disk.flip("meta", list[0].0 * PAGE_SIZE as u64 + 77, 4));
-    let store = open(&disk);
+    let store = disk.open_store();
     let report = store.check(&mut |_, _| ()).expect("it works");
     let says = report.problems.join("\n");
     assert!(says.contains("@receive"), "{name}: {says}");
@@ -430,7 +417,7 @@ fn what_does_not_fit_is_refused() {
     let mut rng = Rng(8);
     let pages: Vec<u64> = own(&w.pages, "checkpoint c1").iter().map(|p| p.0).collect();
     let disk = w.damaged(&pages, &mut rng);
-    let store = open(&disk);
+    let store = disk.open_store();
     let before = w.whole(&store);
     // Another store has nothing of this name; a store whose own checkpoint is damaged cannot send it.
     let none = Elsewhere::Store(simdisk::store());
@@ -441,7 +428,7 @@ fn what_does_not_fit_is_refused() {
         "{:?}",
         done.refused
     );
-    let bad = Elsewhere::Store(open(&w.damaged(&pages, &mut rng)));
+    let bad = Elsewhere::Store(w.damaged(&pages, &mut rng).open_store());
     let done = mend(&store, Some(&bad), &mut kept);
     assert!(
         done.refused[0].contains("checkpoint c1"),
@@ -476,7 +463,7 @@ fn random_damage_is_repaired_or_named() {
             0 => w.objects(),
             _ => w.twin(),
         };
-        let store = open(&disk);
+        let store = disk.open_store();
         let before = w.whole(&store);
         mend(&store, Some(&from), &mut 0);
         let after = w.whole(&store);
@@ -489,7 +476,7 @@ fn random_damage_is_repaired_or_named() {
         }
         whole += usize::from(after.len() == w.want.len());
         drop(store);
-        let store = open(&disk);
+        let store = disk.open_store();
         assert_eq!(w.whole(&store), after, "seed {seed}");
         let again = mend(&store, Some(&from), &mut 0);
         assert_eq!((again.pages, again.index), (0, false), "seed {seed}");
@@ -508,17 +495,17 @@ fn a_power_cut_in_a_repair_makes_nothing_worse() {
         pages.push(list[rng.below(list.len() as u64) as usize].0);
     }
     let damaged = w.damaged(&pages, &mut rng);
-    let before = w.whole(&open(&damaged.copy()));
+    let before = w.whole(&damaged.copy().open_store());
     let (mut cut, mut n, mut cuts) = (true, 0, 0);
     while cut {
         let disk = damaged.copy();
-        let store = open(&disk);
+        let store = disk.open_store();
         disk.cut_after(n);
         let mut keep = |_: &str, _: &[u8]| Ok(());
         cut = repair(&store, Some(&w.twin()), &mut keep).is_err();
         drop(store);
         disk.crash(&mut rng);
-        let store = open(&disk);
+        let store = disk.open_store();
         let after = w.whole(&store);
         assert!(before.is_subset(&after), "{n}: {before:?} {after:?}");
         let done = mend(&store, Some(&w.twin()), &mut 0);

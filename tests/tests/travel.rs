@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use cowfs::history::stream::{Item, PLAIN, Reader, Record, VERSION, Writer};
 use cowfs::history::{SendOptions, receive, send};
@@ -462,7 +461,7 @@ fn a_power_cut_while_receiving_leaves_all_or_nothing() {
         let done = receive(&store, &stream[..], None).is_ok();
         drop(store);
         disk.crash(&mut rng);
-        let store = Store::open_on(Arc::new(disk.clone()), None).expect("it opens");
+        let store = disk.open_store();
         check(&store);
         check_data(&store);
         match store.catalog().expect("it works").checkpoint_named("one") {

@@ -2,11 +2,9 @@
 //! never a panic, and no checkpoint of a stream that has no whole tree.
 #![no_main]
 
-use std::sync::Arc;
 
 use cowfs::history::receive;
 use cowfs::history::stream::Reader;
-use cowfs::store::Store;
 use cowfs::store::packs::frame;
 use cowfs_tests::dump::check;
 use cowfs_tests::simdisk::SimDisk;
@@ -48,8 +46,7 @@ fuzz_target!(|data: &[u8]| {
         while r.read().is_ok() {}
     }
     let disk = SimDisk::default();
-    Store::init_on(Arc::new(disk.clone())).expect("a new store");
-    let store = Store::open_on(Arc::new(disk), None).expect("it opens");
+    let store = disk.store();
     let _ = receive(&store, &sealed(data)[..], None);
     check(&store);
 });
