@@ -68,7 +68,9 @@ fn main() {
     };
     let begin = Instant::now();
     let mut tracker = Tracker::new(pid, t.uffd.take().unwrap(), 0, pages.clone(), options).unwrap();
-    tracker.set_ranges(&t.spans().into()).unwrap();
+    t.stop();
+    tracker.register(&t.spans()).unwrap();
+    t.go();
     phase("registered");
     tracker.track(&mut || harness::spans(pid).into()).unwrap();
     phase("tracked");

@@ -604,8 +604,10 @@ impl Target {
     fn track(&mut self) -> Result<(), Error> {
         let (pid, foothold, first) = (self.planned.pid, self.foothold, self.first_word);
         if let Some(tracker) = &mut self.tracker {
+            let stopped = Stopped::all(pid)?;
+            tracker.register(&spans(&proc::maps(pid)?, foothold, Treatment::Tracked))?;
+            stopped.release();
             let mut current = || mappings(pid, foothold, first);
-            tracker.set_ranges(&current())?;
             tracker.track(&mut current)?;
             let maps = proc::maps(pid)?;
             tracker.prepare_plain(&spans(&maps, foothold, Treatment::Written))?;

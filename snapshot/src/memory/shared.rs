@@ -121,38 +121,49 @@ impl Shared {
         }
     }
 
-    /// Registers a mapping and notes all of it that exists as not yet saved. False: it cannot be tracked.
-    /// Registering comes first, so that what appears during the scan is reported as missing.
-    fn adopt(&self, t: &mut Table, span: &Span) -> Result<bool, Error> {
+    /// Registers a mapping. False: it cannot be tracked. The process must stand still: of a mapping that has become another
+    /// one since it was listed a part might be registered, which the kernel makes a mapping of its own; the process could not
+    /// move both as one (mremap gives EFAULT).
+    pub fn register(&self, span: &Span) -> Result<bool, Error> {
         match self
             .uffd
             .register(span.start, span.end - span.start, MISSING | WP)
         {
-            Ok(()) => {}
-            Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::ENOMEM) => return Ok(false),
-            Err(e) => return Err(self.error("register", span.start, span.end, e)),
+            Ok(()) => Ok(true),
+            Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::ENOMEM) => Ok(false),
+            Err(e) => Err(self.error("register", span.start, span.end, e)),
         }
-        self.note(t, span)?;
-        Ok(true)
     }
 
-    /// Takes over the list of mappings as they are now, and adopts those that are new. Gives those that cannot be
-    /// tracked.
+    /// Takes over the list of mappings as they are now. In the stop (`stopped`) those that are new are registered, and those
+    /// that cannot be tracked are given; while the process runs new ones are passed by.
     ///
+    /// All that exists of what was not in the list before counts as not saved: it was registered before it is looked at, so
+    /// that what appears meanwhile is reported as missing.
     /// A mapping that is registered may have grown (a stack, mremap): what was touched beyond the list that we had was
     /// reported, but could not be protected when its turn came, so all that is there counts as written.
-    pub fn set_ranges(&self, t: &mut Table, now: &Mappings) -> Result<Vec<Span>, Error> {
-        let old = std::mem::replace(&mut t.mapped, Ranges::new(&now.spans));
-        let mut untracked = Vec::new();
+    pub fn set_ranges(
+        &self,
+        t: &mut Table,
+        now: &Mappings,
+        stopped: bool,
+    ) -> Result<Vec<Span>, Error> {
+        let old = std::mem::take(&mut t.mapped);
+        let (mut tracked, mut untracked) = (Vec::new(), Vec::new());
         for span in &now.spans {
             if self.is_registered(t, span)? {
                 for grown in old.without(span) {
                     self.note(t, &grown)?;
                 }
-            } else if !self.adopt(t, span)? {
+            } else if stopped && self.register(span)? {
+                self.note(t, span)?;
+            } else {
                 untracked.push(span.clone());
+                continue;
             }
+            tracked.push(span.clone());
         }
+        t.mapped = Ranges::new(&tracked);
         self.leave_open(t, &now.open);
         t.ranges = t.mapped.less(&t.hot);
         Ok(untracked)
@@ -444,9 +455,8 @@ impl Shared {
         }
     }
 
-    /// Ends tracking. Protection is lifted in small steps, so that the target does not wait long for its page tables; a mapping
-    /// is unregistered as a whole: in between it would be two mappings, which the target cannot move as one (mremap gives
-    /// EFAULT).
+    /// Lifts all protection, in small steps, so that the target does not wait long for its page tables. What is registered
+    /// stays so until the userfaultfd is closed: a list that is not of this moment would take mappings apart.
     pub fn release(&self) {
         const STEP: u64 = 16 << 20;
         let spans: Vec<Span> = self.table().mapped.iter().cloned().collect();
@@ -466,7 +476,6 @@ impl Shared {
                 let _ = self.uffd.lift(at, end - at);
                 at = end;
             }
-            let _ = self.uffd.unregister(s.start, s.end - s.start);
         }
     }
 }

@@ -160,10 +160,16 @@ impl Tracker {
         })
     }
 
-    /// Sets the mappings to track. Those that are new are registered. Gives those that cannot be tracked.
-    pub fn set_ranges(&mut self, now: &Mappings) -> Result<Vec<Span>, Error> {
+    /// Registers the mappings that are to be tracked. The caller has stopped every thread of the target, for this only.
+    pub fn register(&mut self, now: &[Span]) -> Result<(), Error> {
+        // What cannot be tracked is found out again in the stop.
+        now.iter()
+            .try_for_each(|span| self.shared.register(span).map(drop))
+    }
+
+    fn look(&mut self, now: &Mappings) -> Result<(), Error> {
         let mut t = self.shared.table();
-        self.shared.set_ranges(&mut t, now)
+        self.shared.set_ranges(&mut t, now, false).map(drop)
     }
 
     /// Before any range is set: names pages that are about to be written whatever happens, as a thread cannot even be
@@ -175,12 +181,14 @@ impl Tracker {
     }
 
     /// Protects and copies everything while the target runs, until little of it is writable. `current` gives the
-    /// mappings as they are now; it is asked between rounds.
+    /// mappings as they are now; it is asked before and between rounds. What was mapped since [`Tracker::register`] is left to
+    /// [`Tracker::freeze`].
     pub fn track(&mut self, current: &mut dyn FnMut() -> Mappings) -> Result<(), Error> {
+        self.look(&current())?;
         self.round(self.options.precopy)?;
         let mut last = self.stats.rounds[0].pieces;
         for _ in 0..4 {
-            self.set_ranges(&current())?;
+            self.look(&current())?;
             let left = self.shared.table().count_writable();
             // Copying is slower than writing: what is not much less than before will not become less.
             if !self.options.precopy || left < self.options.few || left > last / 2 {
@@ -196,7 +204,7 @@ impl Tracker {
     /// here to [`Tracker::save_rest`]: on a busy machine the writers would otherwise be faster, and nothing converge.
     pub fn tighten(&mut self, current: &mut dyn FnMut() -> Mappings) -> Result<(), Error> {
         sched::prefer_this_thread();
-        self.set_ranges(&current())?;
+        self.look(&current())?;
         let mut last = u64::MAX;
         for _ in 0..12 {
             let left = self.shared.table().count_writable();
@@ -255,20 +263,10 @@ impl Tracker {
         let begin = Instant::now();
         let mut t = self.shared.table_now();
         self.shared.check()?;
-        let mut untracked = self.shared.set_ranges(&mut t, now)?;
+        let mut untracked = self.shared.set_ranges(&mut t, now, true)?;
         let new = t.count_writable() * super::table::PIECE;
         if new > self.options.most_new && !force {
             return Ok(Frozen::Again { new });
-        }
-        if !untracked.is_empty() {
-            let tracked: Vec<Span> = now
-                .spans
-                .iter()
-                .filter(|s| !untracked.contains(s))
-                .cloned()
-                .collect();
-            t.mapped = Ranges::new(&tracked);
-            t.ranges = t.mapped.less(&t.hot);
         }
         untracked.extend(t.mapped.both(&t.hot));
         self.stats.pieces_at_stop = t.count_writable();
@@ -429,7 +427,7 @@ impl Tracker {
                 });
             }
         }
-        // What was registered and is not in the list (a stack that has grown since) must not wait for the sums.
+        // Whoever waits for a missing page must not wait for the sums.
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.uffd.close();
         }

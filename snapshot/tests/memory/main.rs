@@ -18,9 +18,17 @@ fn save(t: &mut Target, dir: &Path, options: Options, layers: &[&Path]) -> Stats
     let mut tracker = Tracker::new(t.pid, uffd, 0, pages.clone(), options).unwrap();
     // Some pages of each mapping, the first one among them, are left open and read in the stop.
     let some = |s: std::ops::Range<u64>| s.step_by(97 << 12).take(200);
-    tracker.set_hot(&t.spans().into_iter().flat_map(some).collect::<Vec<_>>());
-    let untracked = tracker.set_ranges(&t.spans().into()).unwrap();
-    assert!(untracked.len() < 3, "{untracked:x?}");
+    let hot: Vec<u64> = t.spans().into_iter().flat_map(some).collect();
+    tracker.set_hot(&hot);
+    t.stop();
+    // A child that another test is about to make has the descriptor of the save before until it runs its own program.
+    let begin = std::time::Instant::now();
+    while let Err(e) = tracker.register(&t.spans()) {
+        let busy = format!("{e:?}").contains("EBUSY");
+        assert!(busy && begin.elapsed().as_secs() < 10, "{e:?}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    t.go();
     let pid = t.pid;
     tracker.track(&mut || harness::spans(pid).into()).unwrap();
     let mut force = false;
@@ -36,6 +44,9 @@ fn save(t: &mut Target, dir: &Path, options: Options, layers: &[&Path]) -> Stats
             }
         }
     };
+    let mut untracked = fence.untracked.clone();
+    untracked.retain(|s| !hot.contains(&s.start) || s.end > s.start + 4096);
+    assert!(untracked.len() < 3, "{untracked:x?}");
     tracker.copy_plain(&fence.untracked).unwrap();
     let memory = t.read_all();
     t.go();
