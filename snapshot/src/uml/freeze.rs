@@ -279,6 +279,7 @@ impl Attached {
     /// Lets main go, which is stopped; the helpers stay.
     pub fn detach_main(&mut self) -> Result<(), Error> {
         self.boosted.clear();
+        wake(self.main);
         ptrace::detach(self.main, 0).map_err(traced(self.main, "PTRACE_DETACH"))?;
         self.attached = false;
         Ok(())
@@ -318,6 +319,7 @@ impl Drop for Attached {
         // Only one that has stopped can be let go. If it has by itself, for a signal, it must go on with that: a detach
         // without having looked would lose it.
         if let Some(signal) = self.stopped {
+            wake(self.main);
             let _ = ptrace::detach(self.main, signal);
         } else if ptrace::interrupt(self.main).is_ok() {
             while let Ok(Some((_, report))) = ptrace::wait(self.main, true) {
@@ -326,6 +328,7 @@ impl Drop for Attached {
                     Report::Signal(signal) => signal,
                     _ => 0,
                 };
+                wake(self.main);
                 if ptrace::detach(self.main, signal).is_ok() {
                     return;
                 }
@@ -337,6 +340,16 @@ impl Drop for Attached {
 /// The number that a process has in its own namespace.
 pub fn inner_number(pid: i32) -> Option<i32> {
     proc::status(pid).ok()?.ns_pid.last().copied()
+}
+
+/// Makes main look for events once more, before it is let go. An idle guest takes no interrupts while it looks whether it
+/// has a timer, and then sleeps in rt_sigsuspend without asking whether one came (`os_idle_sleep` of
+/// `arch/um/os-Linux/time.c`): a packet of that moment waits for the guest's next timer. By itself main is there for
+/// microseconds; driven from call to call it is there for many times as long.
+fn wake(main: i32) {
+    let main = nix::unistd::Pid::from_raw(main);
+    // One that has ended meanwhile has no events.
+    let _ = nix::sys::signal::kill(main, nix::sys::signal::Signal::SIGIO);
 }
 
 fn kick(pid: i32) {

@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::Plan;
 use super::guest::Vm;
+use super::tap::{GUEST, Tap};
 use crate::run::check_interrupted;
 use crate::table1::Samples;
 
@@ -75,7 +76,7 @@ impl Console {
 }
 
 /// A machine of either kind. Ends when dropped.
-struct Machine<'a> {
+pub struct Machine<'a> {
     console: Console,
     begun: Instant,
     /// The process that takes the bare one with it
@@ -101,7 +102,7 @@ fn start<'a>(
 ) -> Result<Machine<'a>> {
     check_interrupted()?;
     match system {
-        None => bare(plan, role, number),
+        None => bare(plan, role, number, None),
         Some(options) => ours(plan, role, options),
     }
 }
@@ -130,8 +131,14 @@ fn ours<'a>(plan: &'a Plan, role: &str, options: &[&str]) -> Result<Machine<'a>>
     })
 }
 
-/// What umlctl gives its machines too: a pid namespace, a /proc, fixed addresses, memory in a tmpfs, a disk's difference.
-fn bare<'a>(plan: &'a Plan, role: &str, number: usize) -> Result<Machine<'a>> {
+/// What umlctl gives its machines too: a pid namespace, a /proc, fixed addresses, memory in a tmpfs, a disk's difference;
+/// and a network, if there is a tap for it.
+pub fn bare<'a>(
+    plan: &'a Plan,
+    role: &str,
+    number: usize,
+    tap: Option<&Tap>,
+) -> Result<Machine<'a>> {
     let dir = plan.work.join(format!("bare{number}"));
     std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
     let errors = File::create(dir.join("errors")).context("a file for errors")?;
@@ -150,6 +157,10 @@ fn bare<'a>(plan: &'a Plan, role: &str, number: usize) -> Result<Machine<'a>> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(errors);
+    if let Some(tap) = tap {
+        c.arg(format!("vec0:transport=tap,ifname={}", tap.name))
+            .arg(format!("addr={GUEST}"));
+    }
     let begun = Instant::now();
     let mut child = c.spawn().context("starting linux.uml")?;
     let out = child.stdout.take().context("its console")?;

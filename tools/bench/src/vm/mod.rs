@@ -9,6 +9,7 @@ mod pause;
 mod report;
 mod resume;
 mod rows;
+mod tap;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};

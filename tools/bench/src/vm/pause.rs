@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::Plan;
 use super::guest::Vm;
 use super::net::{Asker, Client};
+use super::tap::{GUEST, Tap};
+use super::{Plan, boot};
 use crate::run::check_interrupted;
 use crate::table1::drive::number;
 use crate::table1::measure::{enough_memory, say};
@@ -66,6 +67,7 @@ pub fn all(plan: &Plan, samples: &mut Samples) -> Result<()> {
             _ => Looker::Net(Client::new(&vm.address)?),
         };
         let row = format!("{role}_seen");
+        let mut walls = Vec::new();
         // Until its load is what it will be.
         std::thread::sleep(Duration::from_secs(1));
         // The first has to find out what never changes, and pays for cold caches.
@@ -82,11 +84,34 @@ pub fn all(plan: &Plan, samples: &mut Samples) -> Result<()> {
                 note(samples, role, MB, way, &answer)?;
                 if way == "lazy" {
                     // What there is without a snapshot, in a time as long.
-                    std::thread::sleep(wall.min(Duration::from_secs(1)));
+                    let wall = wall.min(Duration::from_secs(1));
+                    std::thread::sleep(wall);
                     samples.add(at(&row, MB, "none"), looker.gap()?);
+                    walls.push(wall);
                 }
             }
         }
+        drop((looker, vm));
+        if role != "watch" {
+            beside(plan, samples, role, &walls).context("a bare kernel")?;
+        }
+    }
+    Ok(())
+}
+
+/// What an echo client sees of a machine that umlctl has nothing to do with, in times as long as those of snapshots.
+fn beside(plan: &Plan, samples: &mut Samples, role: &str, walls: &[Duration]) -> Result<()> {
+    let tap = Tap::new(plan)?;
+    // Another number than those of other parts.
+    let number = if role == "busy" { 20_000 } else { 20_001 };
+    let _machine = boot::bare(plan, role, number, Some(&tap))?;
+    let client = Client::new(GUEST)?;
+    std::thread::sleep(Duration::from_secs(1));
+    for wall in walls {
+        client.gap()?;
+        std::thread::sleep(*wall);
+        samples.add(at(&format!("{role}_seen"), MB, "bare"), client.gap()?);
+        check_interrupted()?;
     }
     Ok(())
 }
