@@ -53,7 +53,8 @@ pub fn run(stopped: Vec<Stopped>, done: &dyn Fn() -> bool) -> Result<(), Error> 
             }
             Ok(None) => {
                 idle += 1;
-                let pause = if idle > 200 { 30 } else { 2 };
+                // On two CPUs this is where others copy.
+                let pause = if idle > 200 { 100 } else { 2 };
                 std::thread::sleep(Duration::from_micros(pause));
             }
             Err(Errno::ECHILD) => break,

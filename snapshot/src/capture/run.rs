@@ -12,6 +12,7 @@ use crate::image::index::{Entry, Index};
 use crate::image::manifest::{Manifest, Process, Range, Space};
 use crate::image::pages::PagesWriter;
 use crate::image::store;
+use crate::memory::place::{Cpus, Place, Side};
 use crate::memory::{self, Frozen, Parent, Span, Tracker};
 use crate::proc::{self, Map};
 use crate::sys::remote;
@@ -174,6 +175,7 @@ struct Fixed {
 pub fn snapshot(options: &Options) -> Result<Report, Error> {
     let begin = Instant::now();
     crate::sys::sched::sharp_timers();
+    crate::sys::resident::code();
     let mut report = Report {
         method: match options.method {
             Method::Tracked => "tracked",
@@ -249,12 +251,16 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
     let guardian = Guardian::start(options.guardian.as_deref(), journals)?;
     // Dropped before the guardian, which is needed until they are tidied up.
     let mut targets = targets;
+    // A thread that is preferred, as this one is before and in the stop, must not be where the target runs.
+    let cpus = Cpus::of_this_thread();
+    let mut place = Place::new(options.pid, Side::Apart, cpus);
+    place.follow();
     for t in &mut targets {
-        t.prepare(options, &pages, parent.as_ref(), &mut report)?;
+        t.prepare(options, &pages, (parent.as_ref(), cpus), &mut report)?;
     }
     crate::fault::point("snapshot.prepared");
     for t in &mut targets {
-        t.track()?;
+        t.track(&mut place)?;
     }
     crate::fault::point("snapshot.tracked");
 
@@ -312,7 +318,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
             drop(stopped);
             report.stops_given_up += 1;
             for t in &mut targets {
-                t.tighten()?;
+                t.tighten(&mut place)?;
             }
             continue;
         }
@@ -389,6 +395,7 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         f.xstates.put(&mut f.process);
         entries.extend(f.entries);
         if let Some(tracker) = t.tracker.take() {
+            place.follow();
             let saved = tracker.finish()?;
             report.pages_before_stop += saved.stats.copied_before;
             report.pages_by_fault += saved.stats.by_fault;
@@ -402,6 +409,8 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         manifest.processes.push(f.process);
         manifest.spaces.push(f.space);
     }
+    // What is left takes a moment; the target may have gone elsewhere by now, and what is started from here on may run anywhere.
+    drop(place);
     let (files, tables) = frozen_files.finish()?;
     manifest.files = files;
     for (process, fds) in manifest.processes.iter_mut().zip(tables) {
@@ -551,7 +560,7 @@ impl Target {
         &mut self,
         options: &Options,
         pages: &Arc<PagesWriter>,
-        parent: Option<&Arc<Parent>>,
+        (parent, cpus): (Option<&Arc<Parent>>, Cpus),
         report: &mut Report,
     ) -> Result<(), Error> {
         let pid = self.planned.pid;
@@ -591,6 +600,7 @@ impl Target {
             }
             let options = memory::Options {
                 parent: parent.cloned(),
+                cpus,
                 ..memory::Options::default()
             };
             let mut tracker = Tracker::new(pid, uffd, self.space, pages.clone(), options)?;
@@ -601,13 +611,16 @@ impl Target {
     }
 
     /// Protects and copies while the target runs.
-    fn track(&mut self) -> Result<(), Error> {
+    fn track(&mut self, place: &mut Place) -> Result<(), Error> {
         let (pid, foothold, first) = (self.planned.pid, self.foothold, self.first_word);
         if let Some(tracker) = &mut self.tracker {
             let stopped = Stopped::all(pid)?;
             tracker.register(&spans(&proc::maps(pid)?, foothold, Treatment::Tracked))?;
             stopped.release();
-            let mut current = || mappings(pid, foothold, first);
+            let mut current = || {
+                place.follow();
+                mappings(pid, foothold, first)
+            };
             tracker.track(&mut current)?;
             let maps = proc::maps(pid)?;
             tracker.prepare_plain(&spans(&maps, foothold, Treatment::Written))?;
@@ -615,10 +628,13 @@ impl Target {
         Ok(())
     }
 
-    fn tighten(&mut self) -> Result<(), Error> {
+    fn tighten(&mut self, place: &mut Place) -> Result<(), Error> {
         let (pid, foothold, first) = (self.planned.pid, self.foothold, self.first_word);
         if let Some(tracker) = &mut self.tracker {
-            tracker.tighten(&mut || mappings(pid, foothold, first))?;
+            tracker.tighten(&mut || {
+                place.follow();
+                mappings(pid, foothold, first)
+            })?;
         }
         Ok(())
     }

@@ -203,6 +203,12 @@ impl Block {
         Some(*self.slot.get_or_insert_with(|| pages.slot()))
     }
 
+    /// The same with pages that are not tracked.
+    pub fn take_plain(&mut self, c: &Copied, pages: &PagesWriter) -> Option<u64> {
+        self.plain |= c.seen;
+        self.merge(c, pages)
+    }
+
     /// Keeps of the pages `among` only those in `keep`.
     pub fn keep(&mut self, among: &PageSet, keep: &PageSet) {
         let gone = *among & !*keep;

@@ -5,7 +5,10 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::unistd::gettid;
+
 use super::copy::Room;
+use super::place::{self, Place, Side};
 use super::shared::{Shared, lock};
 
 /// How often the stand-in looks, and how long the table's holder may read before it steps in.
@@ -25,7 +28,9 @@ pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<[JoinHandle<()>; 2]
 }
 
 fn serve(shared: &Shared) {
+    shared.server.tid.store(gettid().as_raw(), SeqCst);
     crate::sys::sched::prefer_this_thread();
+    let mut place = Place::new(shared.source.pid, Side::With, shared.cpus);
     let mut room = Room::new();
     let mut faults = Vec::with_capacity(64);
     while !shared.stop.load(Relaxed) {
@@ -42,6 +47,10 @@ fn serve(shared: &Shared) {
             shared.serve(f, &mut room);
         }
         shared.urgent.fetch_sub(1, SeqCst);
+        if shared.server.late.load(Relaxed) {
+            place.stay();
+        }
+        place.follow();
     }
 }
 
@@ -50,8 +59,15 @@ fn serve(shared: &Shared) {
 /// for a missing page that only the thread behind the table could fill. This thread needs no table, and fills it.
 fn stand_in(shared: &Shared) {
     let mut faults = Vec::new();
+    let mut served = None;
     while !shared.stop.load(Relaxed) {
         std::thread::sleep(STAND_IN);
+        let now = shared.uffd.wait(0).then(|| shared.counts.served());
+        if now.is_some() && now == served {
+            shared.server.late.store(true, Relaxed);
+            place::free(shared.server.tid.load(SeqCst), shared.cpus);
+        }
+        served = now;
         let since = shared.aside.reading.load(SeqCst);
         if since == 0 || shared.now_us().saturating_sub(since) < STAND_IN.as_micros() as u64 {
             continue;

@@ -10,6 +10,7 @@ mod copy;
 mod error;
 mod faults;
 mod parent;
+pub mod place;
 pub mod plain;
 mod ranges;
 mod shared;

@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
 use super::Span;
-use super::copy::{Room, Source};
+use super::copy::{Copied, Room, Source};
 use super::error::Error;
 use super::parent::Parent;
+use super::place::Cpus;
 use super::shared::lock;
 use super::table::{Block, blocks_of};
 use super::tracker::each;
@@ -30,7 +31,7 @@ pub fn copy_all(
     let mut blocks = BTreeMap::new();
     copy_spans(&source, spans, &mut blocks)?;
     let blocks: Vec<_> = blocks.into_iter().collect();
-    entries(&source, &blocks, 2)
+    entries(&source, Cpus::of_this_thread(), &blocks, 2)
 }
 
 /// Copies a shared memory object, all of its data, while nobody writes it.
@@ -78,7 +79,7 @@ pub fn copy_object(
         }
         blocks.push((number, b));
     }
-    entries(&source, &blocks, 1)
+    entries(&source, Cpus::of_this_thread(), &blocks, 1)
 }
 
 /// Pages that were read in the stop and are worked up after it: the stop pays for the reading only.
@@ -114,11 +115,12 @@ impl Stash {
         })
     }
 
-    /// Sorts and writes what was read.
+    /// Sorts and writes what was read. `take` notes what was copied of a block, of all pages that were looked at, and gives
+    /// the slot for it ([`Block::take_plain`]).
     pub fn work_up(
         &mut self,
         source: &Source,
-        blocks: &mut BTreeMap<u64, Block>,
+        take: &mut dyn FnMut(u64, &Copied) -> Option<u64>,
     ) -> Result<(), Error> {
         let (own, bytes) = (
             std::mem::take(&mut self.own),
@@ -151,9 +153,7 @@ impl Stash {
                 room.block[to..to + len].copy_from_slice(&bytes[from..from + len]);
             }
             let c = source.sort(number, seen, &there, &mut room)?;
-            let b = blocks.entry(number).or_default();
-            b.plain |= seen;
-            if let Some(slot) = b.merge(&c, &source.pages) {
+            if let Some(slot) = take(number, &c) {
                 source.pages.write(slot, &c.own, &room.block)?;
             }
         }
@@ -199,7 +199,10 @@ pub(super) fn copy_spans(
             let end = span.end.min((start / BLOCK + 16) * BLOCK);
             let mut stash = Stash::default();
             stash.read(source, std::slice::from_ref(&(start..end)))?;
-            stash.work_up(source, blocks)?;
+            stash.work_up(source, &mut |number, copied| {
+                let block = blocks.entry(number).or_default();
+                block.take_plain(copied, &source.pages)
+            })?;
             start = end;
         }
     }
@@ -209,12 +212,13 @@ pub(super) fn copy_spans(
 /// The index's entries of all blocks, with the sums that are still missing.
 pub(super) fn entries(
     source: &Source,
+    cpus: Cpus,
     blocks: &[(u64, Block)],
     threads: usize,
 ) -> Result<Vec<Entry>, Error> {
     let all = Mutex::new(Vec::with_capacity(blocks.len()));
     let numbers: Vec<u64> = (0..blocks.len() as u64).collect();
-    each(&numbers, threads, |i, room| {
+    each((source.pid, cpus), &numbers, threads, |i, room| {
         let (number, block) = &blocks[i as usize];
         let mut some = Vec::new();
         source.entries(*number, block, room, &mut some)?;

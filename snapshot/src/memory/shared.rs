@@ -1,12 +1,15 @@
 //! What the tracker and the threads that serve faults share.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
+};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
 
 use super::Span;
 use super::copy::{Copied, Room, Source};
 use super::error::Error;
+use super::place::{Cpus, Place, Side};
 use super::ranges::Ranges;
 use super::table::{ALL, PIECE, PIECE_PAGES, Pieces, Table, blocks_of};
 use super::tracker::Mappings;
@@ -15,6 +18,8 @@ use crate::image::pageset::{BLOCK, PageSet};
 use crate::sys::pagemap::{FILE, HUGE, PRESENT, SWAPPED};
 use crate::sys::uffd::{Fault, MISSING, Uffd, WP};
 
+/// How long a thread that somebody waits on looks for the table before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
 /// As many pieces (64 MiB) may wait to be written; more do not help.
 const MOST_QUEUED: usize = 1024;
 
@@ -28,10 +33,13 @@ pub(super) struct Shared {
     failed: Mutex<Option<Error>>,
     pub stop: AtomicBool,
     pub counts: Counts,
+    pub server: Server,
     pub aside: Aside,
     /// Offsets in `pages`, and bytes to be written there.
     queue: Mutex<Vec<(u64, Vec<u8>)>>,
     epoch: Instant,
+    /// Processors for the threads of the save.
+    pub cpus: Cpus,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +48,21 @@ pub(super) struct Counts {
     pub by_fault: AtomicU64,
     pub faults: AtomicU64,
     pub missing: AtomicU64,
+}
+
+impl Counts {
+    /// Faults that were served.
+    pub fn served(&self) -> u64 {
+        self.faults.load(Relaxed) + self.missing.load(Relaxed)
+    }
+}
+
+/// The thread that serves faults.
+#[derive(Debug, Default)]
+pub(super) struct Server {
+    pub tid: AtomicI32,
+    /// It got no processor where it was put.
+    pub late: AtomicBool,
 }
 
 /// What the stand-in leaves for the others when it has served faults in their place.
@@ -59,7 +82,7 @@ pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub fn new(source: Source, uffd: Uffd) -> Self {
+    pub fn new(source: Source, uffd: Uffd, cpus: Cpus) -> Self {
         Self {
             source,
             uffd,
@@ -68,9 +91,11 @@ impl Shared {
             failed: Mutex::default(),
             stop: AtomicBool::new(false),
             counts: Counts::default(),
+            server: Server::default(),
             aside: Aside::default(),
             queue: Mutex::default(),
             epoch: Instant::now(),
+            cpus,
         }
     }
 
@@ -81,9 +106,23 @@ impl Shared {
     /// The table, for a thread that somebody waits on.
     pub fn table_now(&self) -> MutexGuard<'_, Table> {
         self.urgent.fetch_add(1, SeqCst);
-        let t = lock(&self.table);
+        let t = self.spin().unwrap_or_else(|| lock(&self.table));
         self.urgent.fetch_sub(1, SeqCst);
         t
+    }
+
+    /// Who copies lets go of the table within this time, mostly; to be woken out of an idle processor would take as long
+    /// again. Nobody else needs this processor: the thread that it belongs to waits for us.
+    fn spin(&self) -> Option<MutexGuard<'_, Table>> {
+        let begin = Instant::now();
+        while begin.elapsed() < SPIN {
+            match self.table.try_lock() {
+                Ok(t) => return Some(t),
+                Err(TryLockError::Poisoned(p)) => return Some(p.into_inner()),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        None
     }
 
     /// The table, for work in the background.
@@ -429,8 +468,7 @@ impl Shared {
             if left == 0 {
                 break;
             }
-            let first = left.trailing_zeros();
-            let some = left & (0b11 << first);
+            let some = 1 << left.trailing_zeros();
             let (seen, there) = self.fetch(&mut t, block, some, room)?;
             let c = self.source.sort(block, seen, &there, room)?;
             at = self.take_over(&mut t, block, some, &c).or(at);
@@ -461,6 +499,7 @@ impl Shared {
         const STEP: u64 = 16 << 20;
         let spans: Vec<Span> = self.table().mapped.iter().cloned().collect();
         let blocks: Vec<u64> = self.table().blocks.keys().copied().collect();
+        let mut place = Place::new(self.source.pid, Side::Apart, self.cpus);
         for s in spans {
             // Parts without a block hold nothing that is protected.
             let mut at = s.start;
@@ -472,6 +511,7 @@ impl Shared {
                     break;
                 }
                 let end = ((at / STEP + 1) * STEP).min(s.end);
+                place.follow();
                 // What has gone meanwhile needs nothing.
                 let _ = self.uffd.lift(at, end - at);
                 at = end;

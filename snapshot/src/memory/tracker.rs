@@ -11,6 +11,7 @@ use super::copy::{Room, Source};
 use super::error::Error;
 use super::faults;
 use super::parent::Parent;
+use super::place::{Cpus, Place, Side};
 use super::plain;
 use super::ranges::Ranges;
 use super::shared::Shared;
@@ -39,6 +40,8 @@ pub struct Options {
     pub most_new: u64,
     /// What the snapshot builds on (`--since`).
     pub parent: Option<Arc<Parent>>,
+    /// Processors for the threads of the save.
+    pub cpus: Cpus,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             few: 6,
             most_new: 8 << 20,
             parent: None,
+            cpus: Cpus::of_this_thread(),
         }
     }
 }
@@ -143,7 +147,7 @@ impl Tracker {
             source,
         })?;
         let source = Source::new(pid, space, pages, options.parent.clone())?;
-        let shared = Arc::new(Shared::new(source, uffd));
+        let shared = Arc::new(Shared::new(source, uffd, options.cpus));
         let threads = faults::start(&shared).map_err(|source| Error::Open {
             pid,
             what: "threads",
@@ -227,8 +231,9 @@ impl Tracker {
         };
         let before = self.shared.counts.copied.load(Relaxed);
         let shared = &self.shared;
+        let here = (shared.source.pid, self.options.cpus);
         if copy {
-            each(&blocks, self.options.threads, |b, room| {
+            each(here, &blocks, self.options.threads, |b, room| {
                 shared.visit(b, room)
             })?;
         } else {
@@ -349,7 +354,8 @@ impl Tracker {
         let begin = Instant::now();
         let blocks: Vec<u64> = self.left().into_iter().map(|l| l.0).collect();
         let shared = &self.shared;
-        each(&blocks, self.options.threads, |b, room| {
+        let here = (shared.source.pid, self.options.cpus);
+        each(here, &blocks, self.options.threads, |b, room| {
             shared.save(b, room)
         })?;
         self.settle()?;
@@ -363,7 +369,13 @@ impl Tracker {
     /// Takes out what was copied and had gone by the point in time.
     fn settle(&mut self) -> Result<(), Error> {
         let mut stash = std::mem::take(&mut self.stash);
-        stash.work_up(&self.shared.source, &mut self.shared.table().blocks)?;
+        // The table is held for moments only: faults wait for it.
+        let shared = &self.shared;
+        stash.work_up(&shared.source, &mut |number, copied| {
+            let mut t = shared.table();
+            let block = t.blocks.entry(number).or_default();
+            block.take_plain(copied, &shared.source.pages)
+        })?;
         let blocks: Vec<u64> = self.shared.table().blocks.keys().copied().collect();
         for number in blocks {
             let mut t = self.shared.table();
@@ -396,7 +408,12 @@ impl Tracker {
         let begin = Instant::now();
         let table = std::mem::take(&mut *self.shared.table());
         let blocks: Vec<_> = table.blocks.into_iter().collect();
-        let entries = plain::entries(&self.shared.source, &blocks, self.options.threads)?;
+        let entries = plain::entries(
+            &self.shared.source,
+            self.options.cpus,
+            &blocks,
+            self.options.threads,
+        )?;
         self.stats.sums = begin.elapsed();
         self.stats.faults = self.shared.counts.faults.load(Relaxed);
         self.stats.missing = self.shared.counts.missing.load(Relaxed);
@@ -441,8 +458,9 @@ impl Drop for Tracker {
     }
 }
 
-/// Does something for each block, on several threads. The first error ends all.
+/// Does something for each block, on several threads apart from the target. The first error ends all.
 pub(super) fn each(
+    (pid, cpus): (i32, Cpus),
     blocks: &[u64],
     threads: usize,
     work: impl Fn(u64, &mut Room) -> Result<(), Error> + Sync,
@@ -450,7 +468,9 @@ pub(super) fn each(
     let next = AtomicUsize::new(0);
     let run = || {
         let mut room = Room::new();
+        let mut place = Place::new(pid, Side::Apart, cpus);
         while let Some(&b) = blocks.get(next.fetch_add(1, Relaxed)) {
+            place.follow();
             work(b, &mut room).inspect_err(|_| next.store(blocks.len(), Relaxed))?;
         }
         Ok(())

@@ -25,6 +25,8 @@ pub struct Stat {
     pub vsize: u64,
     /// Signal sent to the parent at the end.
     pub exit_signal: i32,
+    /// Processor that it runs on, or ran on last.
+    pub processor: i32,
     /// Real-time priority.
     pub rt_priority: i32,
     /// Scheduling policy.
@@ -60,6 +62,7 @@ fn parse(text: &str) -> Option<Stat> {
         start_time: word(22)?,
         vsize: word(23)?,
         exit_signal: int(38)?,
+        processor: int(39)?,
         rt_priority: int(40)?,
         policy: int(41)?,
         exit_code: int(52)?,

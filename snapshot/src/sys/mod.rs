@@ -19,6 +19,7 @@ pub mod perf;
 pub mod procmem;
 pub mod ptrace;
 pub mod remote;
+pub mod resident;
 pub mod sched;
 pub mod scratch;
 pub mod signals;

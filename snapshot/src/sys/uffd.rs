@@ -105,14 +105,11 @@ impl Uffd {
         self.0 = None;
     }
 
-    /// Waits for faults, for so many milliseconds at most.
-    pub fn wait(&self, timeout_ms: u8) {
-        if let Some(fd) = &self.0 {
-            let _ = poll(
-                &mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)],
-                PollTimeout::from(timeout_ms),
-            );
-        }
+    /// Waits for faults, for so many milliseconds at most. True: there are some.
+    pub fn wait(&self, timeout_ms: u8) -> bool {
+        let Some(fd) = &self.0 else { return false };
+        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::from(timeout_ms)).is_ok_and(|n| n > 0)
     }
 
     /// Registers a range of the target for `mode`.

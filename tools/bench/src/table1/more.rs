@@ -22,7 +22,7 @@ const COPIES: usize = 100;
 pub type Row = (&'static str, &'static str, Unit, Option<f64>);
 
 /// All of them, in the order of the table.
-pub const ROWS: [Row; 25] = [
+pub const ROWS: [Row; 26] = [
     (
         "pause_reported@threads10",
         "pause with 10 threads, as reported",
@@ -56,6 +56,12 @@ pub const ROWS: [Row; 25] = [
     (
         "write_mean",
         "... while it is saved: a write, mean of all",
+        Unit::Seconds,
+        Some(15e-6),
+    ),
+    (
+        "write_page",
+        "... what it lost, for each page that it wrote",
         Unit::Seconds,
         Some(15e-6),
     ),
@@ -203,6 +209,9 @@ fn writer(plan: &Plan, samples: &mut Samples) -> Result<()> {
         taken.note(samples, |row| format!("{row}@writer"));
         let seen = taken.all;
         samples.add("write_mean", mean(seen.write_ns, seen.writes));
+        let usual = mean(alone.write_ns, alone.writes) * seen.writes as f64;
+        let lost = (seen.write_ns as f64 / 1e9 - usual).max(0.0);
+        samples.add("write_page", lost / seen.pages.max(1) as f64);
         samples.add("write_slow", mean(seen.slow_ns, seen.slow));
         samples.add("write_slowest", seen.slowest_ns as f64 / 1e9);
         samples.add("write_count", seen.writes as f64);

@@ -67,6 +67,8 @@ pub struct Seen {
     pub slow_ns: u64,
     /// The longest write
     pub slowest_ns: u64,
+    /// Different pages that were written
+    pub pages: u64,
 }
 
 /// What it says when it was resumed.
@@ -133,6 +135,8 @@ struct Target {
     right: (u64, u64),
     changed: u64,
     random: u64,
+    /// A bit for each page: written since it was asked last
+    touched: Vec<u64>,
     seen: Seen,
     waited: u64,
     resumed: bool,
@@ -162,6 +166,7 @@ pub fn main(o: &Options) -> Result<()> {
         right: (sum(first), sum(memory)),
         changed: 0,
         random: 1,
+        touched: vec![0; memory.len() / PAGE / 64 + 1],
         seen: Seen::default(),
         waited: waited(),
         resumed: false,
@@ -242,6 +247,10 @@ impl Target {
         let ns = nanos(took);
         self.seen.writes += 1;
         self.seen.write_ns += ns;
+        let page = at / PAGE;
+        let (word, bit) = (&mut self.touched[page / 64], 1 << (page % 64));
+        self.seen.pages += u64::from(*word & bit == 0);
+        *word |= bit;
         if took > SLOW_WRITE {
             self.seen.slow += 1;
             self.seen.slow_ns += ns;
@@ -272,6 +281,7 @@ impl Target {
         std::fs::write(&new, text).with_context(|| format!("writing {}", new.display()))?;
         std::fs::rename(&new, self.dir.join("seen.json")).context("giving the answer")?;
         self.seen = Seen::default();
+        self.touched.fill(0);
         self.waited = waited();
         Ok(())
     }
