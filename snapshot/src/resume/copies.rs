@@ -9,6 +9,7 @@ use crate::sys::ptrace::{self, Report};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -30,51 +31,98 @@ struct Said {
     error: Option<String>,
 }
 
-/// Makes a copy. The calling process must have a single thread.
-pub fn copy(
+/// Makes so many copies, as many at a time as there are processors. The calling process must have a single thread. If one
+/// fails, those that were made are ended.
+pub fn copies(
     manifest: &Manifest,
     source: &dyn PageSource,
     options: &Options<'_>,
-) -> Result<Copy, Error> {
-    let start = Instant::now();
-    let (mut from, to) = std::io::pipe().map_err(|_| Error::Sys("pipe", nix::Error::last()))?;
-    let flags = namespaces(manifest);
-    let init = match fork(flags as u64, libc::SIGCHLD, None).map_err(sys("clone3"))? {
-        Fork::Parent(init) => init,
-        Fork::Child => {
-            drop(from);
-            let run = std::panic::AssertUnwindSafe(|| first(manifest, source, options, flags, to));
-            let _ = std::panic::catch_unwind(run);
-            exit_now(1)
+    count: u32,
+) -> Result<Vec<Copy>, Error> {
+    let at_a_time = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut making: VecDeque<Making> = VecDeque::new();
+    let mut made: Vec<Copy> = Vec::new();
+    let mut left = count;
+    while left > 0 || !making.is_empty() {
+        let step = if left > 0 && making.len() < at_a_time {
+            left -= 1;
+            Making::begin(manifest, source, options).map(|new| making.push_back(new))
+        } else {
+            let next = making.pop_front().map(Making::end).transpose();
+            next.map(|copy| made.extend(copy))
+        };
+        if let Err(e) = step {
+            making.iter().for_each(|m| end(m.init));
+            made.iter().for_each(|c| end(c.init));
+            return Err(e);
         }
-    };
-    drop(to);
-    let mut text = String::new();
-    let said = from
-        .read_to_string(&mut text)
-        .map_err(|_| Error::Sys("reading from a pipe", nix::Error::last()))
-        .and_then(|_| {
-            serde_json::from_str::<Said>(&text)
-                .map_err(|_| Error::Copy("its first process ended without a word".into()))
-        });
-    let pid = said.and_then(|said| match said.error {
-        Some(e) => Err(Error::Copy(e)),
-        None => seen_as(init, said.pid),
-    });
-    match pid {
-        Ok(pid) => Ok(Copy {
-            pid,
-            init,
-            resume: start.elapsed(),
-        }),
-        Err(e) => {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), Signal::SIGKILL);
-            while let Ok(Some((_, r))) = ptrace::wait(init, true) {
-                if matches!(r, Report::Ended(_)) {
-                    break;
-                }
+    }
+    Ok(made)
+}
+
+/// A copy that is being made, by its first process.
+struct Making {
+    init: i32,
+    from: std::io::PipeReader,
+    start: Instant,
+}
+
+impl Making {
+    fn begin(
+        manifest: &Manifest,
+        source: &dyn PageSource,
+        options: &Options<'_>,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let (from, to) = std::io::pipe().map_err(|_| Error::Sys("pipe", nix::Error::last()))?;
+        let flags = namespaces(manifest);
+        match fork(flags as u64, libc::SIGCHLD, None).map_err(sys("clone3"))? {
+            Fork::Parent(init) => Ok(Self { init, from, start }),
+            Fork::Child => {
+                drop(from);
+                let run =
+                    std::panic::AssertUnwindSafe(|| first(manifest, source, options, flags, to));
+                let _ = std::panic::catch_unwind(run);
+                exit_now(1)
             }
-            Err(e)
+        }
+    }
+
+    /// Waits for it.
+    fn end(mut self) -> Result<Copy, Error> {
+        let mut text = String::new();
+        let said = self
+            .from
+            .read_to_string(&mut text)
+            .map_err(|_| Error::Sys("reading from a pipe", nix::Error::last()))
+            .and_then(|_| {
+                serde_json::from_str::<Said>(&text)
+                    .map_err(|_| Error::Copy("its first process ended without a word".into()))
+            });
+        let pid = said.and_then(|said| match said.error {
+            Some(e) => Err(Error::Copy(e)),
+            None => seen_as(self.init, said.pid),
+        });
+        match pid {
+            Ok(pid) => Ok(Copy {
+                pid,
+                init: self.init,
+                resume: self.start.elapsed(),
+            }),
+            Err(e) => {
+                end(self.init);
+                Err(e)
+            }
+        }
+    }
+}
+
+/// Kills a copy's first process, and all others with it.
+fn end(init: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), Signal::SIGKILL);
+    while let Ok(Some((_, r))) = ptrace::wait(init, true) {
+        if matches!(r, Report::Ended(_)) {
+            break;
         }
     }
 }

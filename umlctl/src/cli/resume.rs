@@ -9,7 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use snapshot::image::manifest::Manifest;
 use snapshot::image::{store, verified};
-use snapshot::resume::copies::{Copy, copy};
+use snapshot::resume::copies::{self, Copy};
 use snapshot::resume::image::Snapshot;
 use snapshot::resume::template::Template;
 use snapshot::resume::{Error, Options, resume};
@@ -81,7 +81,7 @@ pub fn list(copies: &[Copy]) -> serde_json::Value {
     copies.iter().map(value).collect()
 }
 
-/// Makes copies, each in namespaces of its own. If one fails, those that were made are ended.
+/// Makes copies, each in namespaces of its own, which share memory if there are several.
 pub fn copies(
     manifest: &Manifest,
     source: &Snapshot,
@@ -96,21 +96,7 @@ pub fn copies(
         template: template.as_ref(),
         ..options.clone()
     };
-    let mut made: Vec<Copy> = Vec::new();
-    for _ in 0..count {
-        match copy(manifest, source, options) {
-            Ok(c) => made.push(c),
-            Err(e) => {
-                for c in &made {
-                    let init = Pid::from_raw(c.init);
-                    let _ = nix::sys::signal::kill(init, nix::sys::signal::Signal::SIGKILL);
-                    let _ = waitpid(init, None);
-                }
-                return Err(e.into());
-            }
-        }
-    }
-    Ok(made)
+    Ok(copies::copies(manifest, source, options, count)?)
 }
 
 /// Which of descriptors 0 to 2 processes that outlive this command do not get: pipes and sockets, whose other end would wait
