@@ -150,12 +150,12 @@ fn a_saver_that_dies_at_any_point_is_repaired() {
             std::os::unix::process::ExitStatusExt::signal(&status).is_some(),
             "{point}: {status}"
         );
-        let outcome = guardian::repair(&dir.path().join(pid.to_string())).unwrap();
+        let outcome = guardian::repair(&dir.path().join(pid.to_string()), &|_| {}).unwrap();
         assert_eq!(outcome, guardian::Outcome::Repaired, "{point}");
         echo.check();
         assert_eq!(maps_without_vdso_copy(pid), before, "{point}");
         assert_eq!(
-            guardian::repair(&dir.path().join(pid.to_string())).unwrap(),
+            guardian::repair(&dir.path().join(pid.to_string()), &|_| {}).unwrap(),
             guardian::Outcome::Nothing
         );
         echo.check();

@@ -326,8 +326,15 @@ pub fn snapshot(options: &Options) -> Result<Report, Error> {
         let t2 = Instant::now();
         let taken = host::now();
         clock.lap("memory");
+        // A connection that is read can neither send nor receive: should we die then, nobody may run who would.
+        let connections = capture.list()? && !stopped.iter().any(|s| s.job_stop().is_some());
+        if connections {
+            asking.iter_mut().try_for_each(|a| a.driver.fasten())?;
+            clock.lap("fastened");
+        }
         let frozen = capture.freeze()?;
         clock.lap("open files");
+        asking.iter_mut().try_for_each(|a| a.driver.unfasten())?;
         let mut fixed = Vec::with_capacity(asking.len());
         for (a, maps) in asking.into_iter().zip(&maps) {
             fixed.push(a.read(maps, &objects, options, &pages, parent.as_ref())?);

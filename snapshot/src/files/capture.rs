@@ -117,6 +117,8 @@ pub struct Capture<'a> {
     /// Numbers of descriptions in kcmp's order.
     sorted: Vec<usize>,
     buffer: Vec<u8>,
+    /// What [`Capture::list`] has found out, until it is used.
+    listed: Option<Vec<Refusal>>,
 }
 
 /// The open files at the point in time; nothing more is asked of the target.
@@ -165,6 +167,7 @@ impl<'a> Capture<'a> {
             descriptions,
             sorted,
             buffer,
+            listed: None,
         };
         let mut refusals = shared_tables(pids);
         for table in 0..capture.tables.len() {
@@ -397,6 +400,22 @@ impl<'a> Capture<'a> {
     /// Reads the state of all open files. All threads of all processes are stopped. What has become impossible since
     /// [`Capture::prepare`] comes as [`Error::Refused`]: let the target go on, and try again.
     pub fn freeze(&mut self) -> Result<Frozen, Error> {
+        if self.listed.is_none() {
+            self.list()?;
+        }
+        let mut refusals = self.listed.take().unwrap_or_default();
+        let frozen = self.read(&mut refusals, false)?;
+        if refusals.is_empty() {
+            return Ok(frozen);
+        }
+        // Dropping it lets connections go that were silenced.
+        drop(frozen);
+        Err(Error::Refused(refusals))
+    }
+
+    /// The first half of [`Capture::freeze`]: finds out what is open now. True: there are connections among it, which the other
+    /// half changes for a moment.
+    pub fn list(&mut self) -> Result<bool, Error> {
         for table in 0..self.tables.len() {
             let mut same = self.tables[table].same_count()?;
             if same {
@@ -413,13 +432,11 @@ impl<'a> Capture<'a> {
         }
         let mut refusals = Vec::new();
         self.classify(&mut refusals)?;
-        let frozen = self.read(&mut refusals, false)?;
-        if refusals.is_empty() {
-            return Ok(frozen);
-        }
-        // Dropping it lets connections go that were silenced.
-        drop(frozen);
-        Err(Error::Refused(refusals))
+        self.listed = Some(refusals);
+        let is_connection = |d: &Description| {
+            matches!(d.class, Some(Class::Inet)) && tcp::is_connection(d.file.as_fd())
+        };
+        Ok(self.descriptions.iter().any(is_connection))
     }
 
     /// The number of the copy (`files/N`) of an unlinked file, for a mapping of it.

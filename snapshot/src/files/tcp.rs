@@ -94,6 +94,11 @@ pub(super) struct TcpInfo {
     pub backlog: u32,
 }
 
+/// Whether it is a TCP socket that is connected.
+pub(super) fn is_connection(fd: BorrowedFd) -> bool {
+    info(fd).is_ok_and(|info| ![CLOSE, LISTEN].contains(&info.state))
+}
+
 pub(super) fn info(fd: BorrowedFd) -> Result<TcpInfo, Refuse> {
     let mut bytes = [0; 104];
     let n =
@@ -203,6 +208,7 @@ fn repaired<T>(fd: BorrowedFd, run: impl FnOnce() -> io::Result<T>) -> io::Resul
     }
     sockopt::set_int(fd, LEVEL, REPAIR, REPAIR_ON)?;
     let result = run();
+    crate::fault::point("tcp.repair");
     let _ = choose(fd, 0);
     sockopt::set_int(fd, LEVEL, REPAIR, REPAIR_OFF_SILENTLY)?;
     // Repair mode takes this option for itself.

@@ -53,6 +53,8 @@ pub struct Driver<'a> {
     away: Vec<(i32, Regs, u64)>,
     journal: &'a mut Journal,
     foothold: Option<Foothold>,
+    /// Between [`Driver::fasten`] and [`Driver::unfasten`].
+    fastened: bool,
 }
 
 /// Batches that threads are at work on.
@@ -104,6 +106,7 @@ impl<'a> Driver<'a> {
             away,
             journal,
             foothold,
+            fastened: false,
         };
         crate::fault::point("driver.enter");
         for (tid, _, _) in &driver.away {
@@ -267,6 +270,53 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// From here on to [`Driver::unfasten`], no thread of the process goes on in its own code if we die: it stays stopped, as by
+    /// SIGSTOP, until it is repaired. For changes that its own code must not meet.
+    ///
+    /// Nobody runs who could take the signal; the kernel gives it to the first thread that goes on, and stops all. All threads
+    /// of the process must be in stops, but for those that are away. A SIGSTOP that somebody else sends meanwhile is one with
+    /// ours, and lost.
+    pub fn fasten(&mut self) -> Result<(), Error> {
+        for (tid, ..) in &self.away {
+            ptrace::interrupt(*tid).map_err(|e| Error::Ptrace(*tid, "PTRACE_INTERRUPT", e))?;
+        }
+        for (tid, ..) in &self.away {
+            super::stop::wait_stopped(*tid)?.ok_or(Error::Ended(self.pid))?;
+        }
+        self.journal.record.held = true;
+        self.journal.write()?;
+        self.fastened = true;
+        let pid = nix::unistd::Pid::from_raw(self.pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP)
+            .map_err(|e| call_failed(self.pid, "kill", e))?;
+        crate::fault::point("driver.fastened");
+        Ok(())
+    }
+
+    /// Takes the signal back, and lets the threads that are away go on there. Nothing to do without [`Driver::fasten`].
+    pub fn unfasten(&mut self) -> Result<(), Error> {
+        if !std::mem::take(&mut self.fastened) {
+            return Ok(());
+        }
+        let failed = |e| call_failed(self.pid, "take SIGSTOP back", e);
+        // All other signals are blocked there, so it is the next that the thread reports.
+        let first = self.away[0].0;
+        loop {
+            ptrace::cont(first, 0).map_err(failed)?;
+            match ptrace::wait(first, true).map_err(failed)? {
+                Some((_, Report::Signal(libc::SIGSTOP))) => break,
+                Some((_, Report::Ended(_))) | None => return Err(Error::Ended(self.pid)),
+                Some(_) => {}
+            }
+        }
+        // The next record says so.
+        self.journal.record.held = false;
+        for (tid, ..) in &self.away {
+            ptrace::cont(*tid, 0).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Removes the scratch, sends the threads back to their own code, where they stay stopped, and removes the loop: in this
     /// order, as a thread that is let go by our death must not stand where the loop was.
     pub fn unsettle(mut self) -> Result<(), Error> {
@@ -308,6 +358,7 @@ impl<'a> Driver<'a> {
     }
 
     fn send_back(&mut self) -> Result<(), Error> {
+        self.unfasten()?;
         for (tid, ..) in &self.away {
             // After an error it may still run in the loop, where its registers cannot be set.
             if ptrace::regs(*tid) == Err(Errno::ESRCH) {

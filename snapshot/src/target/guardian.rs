@@ -20,26 +20,36 @@ pub enum Outcome {
     Repaired,
 }
 
-/// Repairs the process that the journal names, if it says so, and removes the journal.
+/// Repairs the process that the journal names, if it says so, and removes the journal. `connections` is called with its number
+/// before all else, and again when it stands still: what the saver has left on its connections must be gone before a thread that
+/// was away uses them.
 ///
 /// # Errors
 /// If the process cannot be attached to or driven, or its saver lives; then the journal stays as it is.
-pub fn repair(path: &Path) -> Result<Outcome, Error> {
+pub fn repair(path: &Path, connections: &dyn Fn(i32)) -> Result<Outcome, Error> {
     let Some(mut journal) = Journal::take_over(path)? else {
         return Ok(Outcome::Nothing);
     };
     let r = journal.record.clone();
+    if r.is_gone() {
+        return Ok(Outcome::Gone);
+    }
+    connections(r.pid);
+    if r.held {
+        // Its connections are as they were, and threads that are away wait where they are.
+        let pid = nix::unistd::Pid::from_raw(r.pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGCONT)
+            .map_err(|e| Error::Call(r.pid, "kill", e))?;
+    }
     // Either way the journal is removed when it is dropped.
     if !r.active {
         return Ok(Outcome::Nothing);
-    }
-    if r.is_gone() {
-        return Ok(Outcome::Gone);
     }
     let stopped = match Stopped::all(r.pid) {
         Err(Error::Ended(_)) => return Ok(Outcome::Gone),
         other => other?,
     };
+    connections(r.pid);
     // The journal is written before a thread is sent away and after it was sent back. So one that it names may be at home
     // and have gone on since: then its registers are its own, and so is its mask, unless it is the one that we set.
     let mut away = Vec::new();
@@ -180,8 +190,8 @@ fn call(tid: i32, tail: u64, nr: i64, [rdi, rsi]: [u64; 2]) -> Result<u64, Errno
     call_at(tid, tail, &ptrace::regs(tid)?, nr, [rdi, rsi, 0, 0, 0, 0])
 }
 
-/// Waits until the process behind `saver` ends, then repairs what the journal says.
-pub fn watch(saver: &std::os::fd::OwnedFd, path: &Path) -> Result<Outcome, Error> {
+/// Waits until the process behind `saver` ends.
+pub fn wait_for_end(saver: &std::os::fd::OwnedFd) {
     use std::os::fd::AsFd;
     let mut fds = [nix::poll::PollFd::new(
         saver.as_fd(),
@@ -191,14 +201,17 @@ pub fn watch(saver: &std::os::fd::OwnedFd, path: &Path) -> Result<Outcome, Error
         nix::poll::poll(&mut fds, nix::poll::PollTimeout::NONE),
         Err(Errno::EINTR)
     ) {}
-    // The kernel detaches a dead tracer's threads as it ends; a moment may pass.
+}
+
+/// [`repair`], as soon as the kernel has detached the threads of a saver that has just ended.
+pub fn repair_soon(path: &Path, connections: &dyn Fn(i32)) -> Result<Outcome, Error> {
     for _ in 0..400 {
-        match repair(path) {
+        match repair(path, connections) {
             Err(Error::Traced(..) | Error::InUse(_) | Error::Busy(..)) => {
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
             other => return other,
         }
     }
-    repair(path)
+    repair(path, connections)
 }

@@ -1,6 +1,6 @@
 //! The journal: what must be put back in a target if we die while one of its threads is away from its own code.
 //!
-//! A record of little-endian words: magic, sequence number, state (0 nothing to do, 1 to repair), pid, start time, address
+//! A record of little-endian words: magic, sequence number, state (bit 0: to repair; bit 1: held by SIGSTOP), pid, start time, address
 //! of the borrowed tail of the vdso (0: none), scratch address (0: none), scratch length, four descriptors of the target
 //! to close (or -1), number of threads; for each of them its number, signal mask, and 27 registers; and last the blake3
 //! (first 8 bytes) of all before.
@@ -35,6 +35,8 @@ pub const DIRECTORY: &str = "/run/umlctl/journal";
 pub struct Record {
     /// Something is to be put back.
     pub active: bool,
+    /// The process may be stopped by a SIGSTOP of ours.
+    pub held: bool,
     /// The process.
     pub pid: i32,
     /// Its start time (`proc::Stat`): with the number it names the process for good.
@@ -68,6 +70,7 @@ impl Record {
     pub fn idle(pid: i32, start_time: u64) -> Self {
         Self {
             active: false,
+            held: false,
             pid,
             start_time,
             vdso_tail: 0,
@@ -95,7 +98,7 @@ impl Record {
         let mut words = vec![
             MAGIC,
             sequence,
-            u64::from(self.active),
+            u64::from(self.active) | u64::from(self.held) << 1,
             self.pid as u64,
             self.start_time,
             self.vdso_tail,
@@ -131,7 +134,8 @@ impl Record {
             return Err("its sum is wrong");
         }
         let record = Self {
-            active: words[2] != 0,
+            active: words[2] & 1 != 0,
+            held: words[2] & 2 != 0,
             pid: words[3] as i32,
             start_time: words[4],
             vdso_tail: words[5],
@@ -352,6 +356,7 @@ mod tests {
         for tail in 7..10 {
             j.record = Record {
                 active: true,
+                held: tail == 8,
                 vdso_tail: tail,
                 fds: [4, -1, -1, -1],
                 away: away.clone(),

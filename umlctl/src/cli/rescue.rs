@@ -4,7 +4,7 @@ use super::args::Rescue;
 use super::code;
 use anyhow::{Context, Result};
 use snapshot::sys::remote;
-use snapshot::target::guardian::{Outcome, repair, watch};
+use snapshot::target::guardian::{Outcome, repair, repair_soon, wait_for_end};
 use snapshot::target::{Error, journal};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,11 +25,8 @@ pub fn run(a: &Rescue, json: bool) -> Result<u8> {
             continue;
         }
         let pid = pid_of(path);
-        match repair(path) {
-            Ok(outcome) => {
-                let _ = snapshot::files::rescue_connections(pid);
-                done.push((pid, outcome));
-            }
+        match repair(path, &connections) {
+            Ok(outcome) => done.push((pid, outcome)),
             // Its saver lives.
             Err(Error::InUse(_)) if a.pid.is_none() => {}
             Err(e) => {
@@ -85,16 +82,19 @@ fn guard(pid: i32, journals: &[PathBuf]) -> Result<u8> {
     out.write_all(b"+")?;
     out.flush()?;
     let mut result = Ok(0);
+    wait_for_end(&saver);
     for path in journals {
-        match watch(&saver, path) {
-            Ok(_) => {
-                let _ = snapshot::files::rescue_connections(pid_of(path));
-            }
-            // The others of the tree are to be repaired all the same.
-            Err(e) => result = Err(e.into()),
+        // The others of the tree are to be repaired all the same.
+        if let Err(e) = repair_soon(path, &connections) {
+            result = Err(e.into());
         }
     }
     result
+}
+
+fn connections(pid: i32) {
+    // Those of a process that ends meanwhile are nobody's.
+    let _ = snapshot::files::rescue_connections(pid);
 }
 
 /// A journal has the name of its process.

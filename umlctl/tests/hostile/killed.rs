@@ -155,6 +155,82 @@ fn with_a_hundred_threads() {
     t.check("at the end");
 }
 
+/// Talks with itself all the time, by two threads, neither of which is the first; its first word is the number of rounds.
+const TALKER: &str = r#"
+import os, socket, struct, threading, time
+status = os.open("@/status", os.O_CREAT | os.O_RDWR, 0o600)
+listener = socket.create_server(("127.0.0.1", 0))
+a = socket.create_connection(listener.getsockname())
+b, _ = listener.accept()
+def receive(s):
+    got = b""
+    while len(got) < 800:
+        piece = s.recv(800 - len(got))
+        assert piece
+        got += piece
+    return got
+def give_back():
+    while True:
+        b.sendall(receive(b))
+def talk():
+    n = 0
+    while True:
+        word = struct.pack("<Q", n)
+        a.sendall(word * 100)
+        assert receive(a) == word * 100
+        n += 1
+        os.pwrite(status, struct.pack("<Q", n), 0)
+def end(what):
+    threading.__excepthook__(what)
+    os._exit(1)
+threading.excepthook = end
+threading.Thread(target=give_back).start()
+threading.Thread(target=talk).start()
+time.sleep(1000)
+"#;
+
+/// While a connection is read it can neither send nor receive: a thread that is let go by the kernel must find it as it was.
+#[test]
+fn while_connections_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = TALKER.replace('@', &dir.path().display().to_string());
+    let t = Target::python(&program, dir);
+    let goes_on = |when: &str| {
+        let n = t.status()[0];
+        until(&format!("more rounds, {when}"), || t.status()[0] > n + 5);
+    };
+    goes_on("at first");
+    for i in 0..count("HOSTILE_ROUNDS", 2) * 10 {
+        let mut c = t.snapshot(&format!("s{i}"));
+        // The last two are the connection's ends.
+        let points = ["driver.fastened", "tcp.repair:1", "tcp.repair:2"];
+        c.env("SNAPSHOT_FAULT", points[i % points.len()]);
+        let (status, _, err) = run(c);
+        assert!(was_killed(status), "{i}: {err}");
+        until("the guardian", || !t.journal().exists());
+        goes_on(&format!("round {i}"));
+    }
+    // Nobody is left to put it right: it stands still until somebody does.
+    for i in 0..3 {
+        let (mut timeout, saver) = stopped_at(t.snapshot(&format!("both{i}")), "tcp.repair:1");
+        let guardian = child_of(saver);
+        kill(Pid::from_raw(guardian), SIGKILL).unwrap();
+        until("the guardian's end", || "ZX?".contains(state(guardian)));
+        kill(Pid::from_raw(saver), SIGKILL).unwrap();
+        timeout.wait().unwrap();
+        until("the stop", || state(t.pid) == 'T');
+        let n = t.status()[0];
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(t.status()[0], n, "it runs on");
+        let mut c = umlctl();
+        c.args(["rescue", "--pid", &t.pid.to_string()]);
+        good(c);
+        goes_on("after the rescue");
+    }
+    good(t.snapshot("last"));
+    goes_on("at the end");
+}
+
 fn with_number(point: &str) -> String {
     if point.contains(':') {
         point.to_owned()
