@@ -5,6 +5,8 @@
 pub mod capture;
 pub mod fault;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod image;
 pub mod memory;
 pub mod proc;

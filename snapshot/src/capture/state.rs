@@ -539,7 +539,7 @@ pub fn timers(pid: i32) -> Result<Vec<PosixTimer>, Error> {
     Ok(parse_timers(&String::from_utf8_lossy(&text)))
 }
 
-fn parse_timers(text: &str) -> Vec<PosixTimer> {
+pub(crate) fn parse_timers(text: &str) -> Vec<PosixTimer> {
     let mut out: Vec<PosixTimer> = Vec::new();
     for (key, value) in text.lines().filter_map(|l| l.split_once(':')) {
         let value = value.trim();

@@ -11,6 +11,8 @@ mod error;
 mod event;
 mod external;
 mod fdinfo;
+#[doc(hidden)]
+pub mod fuzz;
 mod inet;
 mod inotify;
 mod install;

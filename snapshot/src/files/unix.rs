@@ -64,7 +64,7 @@ pub enum Role {
 
 /// What sock_diag(7) says about a socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Facts {
+pub(super) struct Facts {
     state: u8,
     peer: Option<u32>,
     queue: (u32, u32),
@@ -117,7 +117,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// A netlink message with a `unix_diag_msg` and its attributes.
-fn parse(answer: &[u8]) -> Option<Facts> {
+pub(super) fn parse(answer: &[u8]) -> Option<Facts> {
     let total = word(answer, 0)? as usize;
     let kind = word(answer, 4)? & 0xffff;
     if kind != 20 || total > answer.len() {

@@ -14,7 +14,7 @@ const HEAD: usize = 56;
 const MOST: u64 = 256 << 20;
 
 /// The bytes of a manifest.
-fn encode(manifest: &Manifest) -> serde_json::Result<Vec<u8>> {
+pub fn encode(manifest: &Manifest) -> serde_json::Result<Vec<u8>> {
     let body = serde_json::to_vec(manifest)?;
     let mut head = Vec::with_capacity(HEAD + body.len());
     head.extend_from_slice(&MAGIC);

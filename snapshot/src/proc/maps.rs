@@ -129,7 +129,12 @@ fn unescape(name: &[u8]) -> Vec<u8> {
 
 /// The two-letter flags of each mapping (`VmFlags` in smaps), by first address. Walks page tables: slow.
 pub fn vm_flags(pid: i32) -> Result<HashMap<u64, Vec<String>>, Error> {
-    let text = super::read(pid, "smaps")?;
+    Ok(parse_vm_flags(&super::read(pid, "smaps")?))
+}
+
+/// The same from the text of `smaps`.
+#[must_use]
+pub fn parse_vm_flags(text: &str) -> HashMap<u64, Vec<String>> {
     let mut out = HashMap::new();
     let mut start = None;
     for line in text.lines() {
@@ -146,7 +151,7 @@ pub fn vm_flags(pid: i32) -> Result<HashMap<u64, Vec<String>>, Error> {
             start = hex(s);
         }
     }
-    Ok(out)
+    out
 }
 
 #[cfg(test)]

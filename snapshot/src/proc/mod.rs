@@ -4,9 +4,9 @@ mod maps;
 mod stat;
 mod status;
 
-pub use maps::{Map, MapKind, maps, parse_maps, vm_flags};
-pub use stat::{Stat, stat};
-pub use status::{Status, status};
+pub use maps::{Map, MapKind, maps, parse_maps, parse_vm_flags, vm_flags};
+pub use stat::{Stat, parse as parse_stat, stat};
+pub use status::{Status, parse as parse_status, status};
 
 use std::path::{Path, PathBuf};
 

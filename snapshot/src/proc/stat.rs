@@ -44,7 +44,9 @@ pub fn stat(pid: i32) -> Result<Stat, Error> {
     parse(&text).ok_or_else(|| Error::Parse(super::path(pid, "stat"), text.clone()))
 }
 
-fn parse(text: &str) -> Option<Stat> {
+/// Parses the text of `stat`; none if it is not understood.
+#[must_use]
+pub fn parse(text: &str) -> Option<Stat> {
     let open = text.find('(')?;
     let close = text.rfind(')')?;
     let fields: Vec<&str> = text.get(close + 1..)?.split_ascii_whitespace().collect();

@@ -45,7 +45,9 @@ pub fn status(pid: i32) -> Result<Status, Error> {
     Ok(parse(&super::read(pid, "status")?))
 }
 
-fn parse(text: &str) -> Status {
+/// Parses the text of `status`. What is not there or not understood is zero.
+#[must_use]
+pub fn parse(text: &str) -> Status {
     let fields: HashMap<&str, &str> = text
         .lines()
         .filter_map(|l| l.split_once(':'))

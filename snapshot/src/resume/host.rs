@@ -131,7 +131,7 @@ fn check_process(p: &Process, tids: &mut HashSet<i32>) -> Result<(), Error> {
 fn check_space(s: &Space) -> Result<(), Error> {
     let mut last = 0;
     for r in &s.ranges {
-        if r.backing == Backing::Vsyscall {
+        if r.backing == Backing::Vsyscall && r.start < r.end {
             continue;
         }
         if r.start < last || r.end <= r.start || r.end > TOP || (r.start | r.end) % 4096 != 0 {
@@ -143,4 +143,33 @@ fn check_space(s: &Space) -> Result<(), Error> {
         return Err(Error::Manifest("an auxiliary vector is too long"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::manifest::Range;
+
+    #[test]
+    fn ranges_that_end_before_they_begin_are_refused() {
+        let space = |start, end, backing| Space {
+            ranges: vec![Range {
+                start,
+                end,
+                prot: 1,
+                flags: libc::MAP_PRIVATE,
+                backing,
+                advice: Vec::new(),
+                name: None,
+            }],
+            ..Space::default()
+        };
+        let high = 0xffff_ffff_ff60_0000;
+        assert!(check_space(&space(high, high + 4096, Backing::Vsyscall)).is_ok());
+        assert!(check_space(&space(4096, 8192, Backing::Anonymous)).is_ok());
+        for backing in [Backing::Vsyscall, Backing::Anonymous] {
+            assert!(check_space(&space(8192, 4096, backing.clone())).is_err());
+            assert!(check_space(&space(8192, 8192, backing)).is_err());
+        }
+    }
 }

@@ -255,6 +255,39 @@ fn plan<'a>(
     })
 }
 
+/// The tables of all processes, as for a resume, but nothing is opened and nothing is run; gives how many bytes they need.
+pub(crate) fn rehearse(manifest: &Manifest, source: &dyn PageSource) -> Result<usize, Error> {
+    host::check_manifest(manifest)?;
+    let vdso = OwnVdso::find(&crate::proc::maps(std::process::id() as i32)?);
+    let helpers = Helpers::from(1024);
+    let options = Options::default();
+    let mut script = Script::default();
+    for fill in [Fill::Lazy, Fill::Eager] {
+        let mut used = Vec::new();
+        for s in &manifest.spaces {
+            used.extend(s.ranges.iter().map(|r| (r.start, r.end)));
+        }
+        let base = memory::free_place(&mut used, RESERVE)?;
+        let aside = memory::free_place(&mut used, 1 << 20)?;
+        for p in manifest.processes.iter().filter(|p| p.zombie.is_none()) {
+            let space = manifest.spaces.get(p.space as usize);
+            let x = Exchange {
+                number: p.space,
+                space: space.ok_or(Error::Manifest("no such address space"))?,
+                scratch: (base, RESERVE),
+                aside,
+                vdso: &vdso,
+                helpers: &helpers,
+                fill,
+                template: None,
+            };
+            let limits = (source, &host::own_limits()[..]);
+            process(&mut script, p, &x, (manifest, &options), limits)?;
+        }
+    }
+    Ok(script.len())
+}
+
 /// The tables of one process. The leader's ends when all threads have ended theirs.
 fn process(
     script: &mut Script,

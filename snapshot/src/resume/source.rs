@@ -11,6 +11,9 @@ pub const BLOCK: u64 = 2 << 20;
 /// Pages of a block.
 pub const PAGES: u32 = 512;
 
+/// In ranges of more blocks than that, only the blocks that have pages are looked at.
+const SPARSE: u64 = 1024;
+
 /// Pages of one block that lie in a row in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
@@ -45,7 +48,15 @@ pub fn pieces(
     if start >= end {
         return out;
     }
-    for block in start / BLOCK..=(end - 1) / BLOCK {
+    let all = start / BLOCK..=(end - 1) / BLOCK;
+    // Programs promise themselves terabytes of which they use little.
+    let blocks: Vec<u64> = if end - start > SPARSE * BLOCK {
+        let there = source.blocks(space).into_iter();
+        there.filter(|b| all.contains(b)).collect()
+    } else {
+        all.collect()
+    };
+    for block in blocks {
         for r in source.runs(space, block) {
             let a = block * BLOCK + u64::from(r.first) * PAGE;
             let b = a + u64::from(r.count) * PAGE;
@@ -124,5 +135,54 @@ impl PageSource for Plain {
 
     fn files(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.pages.as_fd()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Pages 3 and 4 of two blocks; counts how often it is asked.
+    struct Two(Cell<u64>);
+
+    impl PageSource for Two {
+        fn blocks(&self, _: u32) -> Vec<u64> {
+            vec![5, 1 << 20]
+        }
+
+        fn runs(&self, space: u32, block: u64) -> Vec<Run> {
+            self.0.set(self.0.get() + 1);
+            let run = Run {
+                first: 3,
+                count: 2,
+                layer: 0,
+                offset: 0,
+            };
+            if self.blocks(space).contains(&block) {
+                vec![run]
+            } else {
+                Vec::new()
+            }
+        }
+
+        fn files(&self) -> Vec<BorrowedFd<'_>> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn terabytes_of_nothing_cost_nothing() {
+        let source = Two(Cell::new(0));
+        let first = 5 * BLOCK + 3 * PAGE;
+        let last = (BLOCK << 20) + 3 * PAGE;
+        let found = pieces(&source, 0, 0, 1 << 47);
+        assert_eq!(found, [(first, 2 * PAGE, 0, 0), (last, 2 * PAGE, 0, 0)]);
+        assert_eq!(source.0.get(), 2);
+        // In part, and with each block looked at.
+        let found = pieces(&source, 0, first + PAGE, 20 * BLOCK);
+        assert_eq!(found, [(first + PAGE, PAGE, 0, PAGE)]);
+        assert_eq!(pieces(&source, 0, last + PAGE, 1 << 47).len(), 1);
+        assert!(pieces(&source, 0, last + 2 * PAGE, 1 << 47).is_empty());
     }
 }

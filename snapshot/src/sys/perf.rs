@@ -173,34 +173,42 @@ impl Ring {
 
     fn read(&self, found: &mut impl FnMut(Record)) {
         let head = self.word(HEAD).load(Ordering::Acquire);
-        let mut tail = self.word(TAIL).load(Ordering::Relaxed);
+        let tail = self.word(TAIL).load(Ordering::Relaxed);
         // That there was no room for some the kernel tells with the next one for which there is room, which may never come:
         // a ring without room for one more may have lost some.
         if head - tail > (RING * PAGE) as u64 - LONGEST {
             found(Record::Lost);
         }
-        while tail < head {
-            let mut start = [0; 8];
-            self.copy(tail, &mut start);
-            let kind = u32::from_ne_bytes([start[0], start[1], start[2], start[3]]);
-            let size = u16::from_ne_bytes([start[6], start[7]]);
-            if size < 8 {
-                // It cannot be, and nothing behind it can be told apart.
-                found(Record::Lost);
-                tail = head;
-                break;
-            }
-            if kind == RECORD_LOST {
-                found(Record::Lost);
-            } else if kind == RECORD_MMAP2 {
-                let (mut body, mut time) = ([0; 72], [0; 8]);
-                self.copy(tail, &mut body);
-                self.copy(tail + u64::from(size) - 8, &mut time);
-                found(parse(&body, u64::from_ne_bytes(time)));
-            }
-            tail += u64::from(size);
+        walk(tail..head, |at, out| self.copy(at, out), found);
+        self.word(TAIL).store(head, Ordering::Release);
+    }
+}
+
+/// Calls `found` with the records in a piece of a ring, whose bytes `copy` gives.
+pub fn walk(
+    piece: std::ops::Range<u64>,
+    copy: impl Fn(u64, &mut [u8]),
+    found: &mut impl FnMut(Record),
+) {
+    let mut at = piece.start;
+    while at < piece.end {
+        let mut start = [0; 8];
+        copy(at, &mut start);
+        let kind = u32::from_ne_bytes([start[0], start[1], start[2], start[3]]);
+        let size = u64::from(u16::from_ne_bytes([start[6], start[7]]));
+        if size < 8 || size > piece.end - at {
+            // It cannot be, and nothing behind it can be told apart.
+            return found(Record::Lost);
         }
-        self.word(TAIL).store(tail, Ordering::Release);
+        if kind == RECORD_LOST {
+            found(Record::Lost);
+        } else if kind == RECORD_MMAP2 {
+            let (mut body, mut time) = ([0; 72], [0; 8]);
+            copy(at, &mut body);
+            copy(at + size - 8, &mut time);
+            found(parse(&body, u64::from_ne_bytes(time)));
+        }
+        at += size;
     }
 }
 

@@ -187,9 +187,10 @@ impl Uffd {
 }
 
 /// One message (`struct uffd_msg`); other events than faults are not asked for.
-fn message(m: &[u8]) -> Option<Fault> {
-    let word = |at: usize| m[at..at + 8].try_into().ok().map(u64::from_ne_bytes);
-    if m[0] != EVENT_PAGEFAULT {
+#[must_use]
+pub fn message(m: &[u8]) -> Option<Fault> {
+    let word = |at: usize| m.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+    if *m.first()? != EVENT_PAGEFAULT {
         return None;
     }
     Some(Fault {

@@ -94,7 +94,9 @@ impl Record {
         }
     }
 
-    fn encode(&self, sequence: u64) -> Vec<u8> {
+    /// The bytes of a record.
+    #[must_use]
+    pub fn encode(&self, sequence: u64) -> Vec<u8> {
         let mut words = vec![
             MAGIC,
             sequence,
@@ -117,7 +119,8 @@ impl Record {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<(u64, Self), &'static str> {
+    /// The reverse, with the sequence number; what is wrong with the bytes is the error.
+    pub fn decode(bytes: &[u8]) -> Result<(u64, Self), &'static str> {
         let words: Vec<u64> = bytes
             .chunks_exact(8)
             .map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()))
@@ -132,6 +135,9 @@ impl Record {
         }
         if blake3::hash(&bytes[..end * 8]).as_bytes()[..8] != words[end].to_le_bytes() {
             return Err("its sum is wrong");
+        }
+        if words[1] == u64::MAX {
+            return Err("its number is the last there is");
         }
         let record = Self {
             active: words[2] & 1 != 0,
@@ -405,5 +411,7 @@ mod tests {
             bad[i] ^= 0x40;
             assert!(Record::decode(&bad).is_err(), "byte {i}");
         }
+        assert!(Record::decode(&last.encode(u64::MAX - 1)).is_ok());
+        assert!(Record::decode(&last.encode(u64::MAX)).is_err());
     }
 }

@@ -18,13 +18,16 @@ pub fn of(pid: i32) -> Offsets {
     parse(&String::from_utf8_lossy(&text))
 }
 
-fn parse(text: &str) -> Offsets {
+/// Parses the text of `timens_offsets`.
+pub(crate) fn parse(text: &str) -> Offsets {
     let mut out = [0; 2];
     for line in text.lines() {
         let mut words = line.split_ascii_whitespace();
         let (clock, seconds, ns) = (words.next(), words.next(), words.next());
         let number = |w: Option<&str>| w.and_then(|w| w.parse::<i64>().ok()).unwrap_or(0);
-        let offset = number(seconds).saturating_mul(1_000_000_000) + number(ns);
+        let offset = number(seconds)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(number(ns));
         match clock {
             Some("monotonic") => out[0] = offset,
             Some("boottime") => out[1] = offset,
@@ -77,6 +80,14 @@ pub fn enter(offsets: Offsets) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn offsets_beyond_all_numbers_are_the_largest() {
+        let text = "monotonic 9223372036854775807 999999999\nboottime 1 2\nother 5 5\n";
+        assert_eq!(parse(text), [i64::MAX, 1_000_000_002]);
+        let text = "boottime -9223372036854775808 -5\n";
+        assert_eq!(parse(text), [0, i64::MIN]);
+    }
 
     #[test]
     fn time_goes_on_and_never_back() {

@@ -5,7 +5,7 @@ use super::Error;
 use crate::sparse;
 use nix::errno::Errno;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -73,16 +73,24 @@ impl Sums {
 
     /// Reads them; `sum` is blake3 of the file. They are of `of`, which has `len` bytes.
     pub fn load(path: &Path, sum: &str, of: &Path, len: u64) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|e| Error::Io(path.into(), "read", e))?;
+        let io = |e| Error::Io(path.into(), "read", e);
+        let wrong = || Error::Damaged(path.into(), "its sum is wrong".into());
+        let wanted = len.div_ceil(CHUNK).saturating_mul(SUM as u64);
+        let file = File::open(path).map_err(io)?;
+        // The file may have any length: it is read into memory only if it has the one that it should have.
+        if file.metadata().map_err(io)?.len() != wanted {
+            return Err(match sum_of(path)? == sum {
+                // The sums are what they were, so it is not them.
+                true => Error::Damaged(of.into(), "its length is wrong".into()),
+                false => wrong(),
+            });
+        }
+        let mut bytes = Vec::new();
+        file.take(wanted).read_to_end(&mut bytes).map_err(io)?;
         if blake3::hash(&bytes).to_hex().as_str() != sum {
-            return Err(Error::Damaged(path.into(), "its sum is wrong".into()));
+            return Err(wrong());
         }
-        let (sums, rest) = bytes.as_chunks::<SUM>();
-        if !rest.is_empty() || sums.len() as u64 != len.div_ceil(CHUNK) {
-            // The sums are what they were, so it is not them.
-            return Err(Error::Damaged(of.into(), "its length is wrong".into()));
-        }
-        Ok(Self(sums.to_vec()))
+        Ok(Self(bytes.as_chunks::<SUM>().0.to_vec()))
     }
 
     /// Whether a chunk has the right bytes.
@@ -183,5 +191,27 @@ mod tests {
         assert_eq!(damaged(10 * CHUNK), path);
         std::fs::write(&at, b"short").unwrap();
         assert_eq!(damaged(10 * CHUNK + 100), at);
+        std::fs::write(&at, [0; 11 * SUM]).unwrap();
+        assert_eq!(damaged(10 * CHUNK + 100), at);
+    }
+
+    #[test]
+    fn sums_that_are_too_many_take_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("sums");
+        let len = 64 << 20;
+        File::create(&at).unwrap().set_len(len).unwrap();
+        let before = peak();
+        let e = Sums::load(&at, "no sum", dir.path(), CHUNK).unwrap_err();
+        assert!(e.to_string().contains("sum is wrong"), "{e}");
+        assert!(peak() - before < len >> 10, "it was read into memory");
+    }
+
+    /// KiB that this process has ever had in memory at most.
+    fn peak() -> u64 {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let words = line.unwrap().split_ascii_whitespace().next();
+        words.unwrap().parse().unwrap()
     }
 }

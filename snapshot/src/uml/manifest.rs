@@ -123,11 +123,9 @@ fn sum(head: &[u8], body: &[u8]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// Writes the manifest into `dir`, and to the disk.
-pub fn write(dir: &Path, machine: &Machine) -> Result<(), Error> {
-    let path = dir.join(NAME);
-    let io = |e| Error::Io(path.clone(), "write", e);
-    let body = serde_json::to_vec(machine).map_err(|e| io(e.into()))?;
+/// The bytes of a manifest.
+pub fn encode(machine: &Machine) -> serde_json::Result<Vec<u8>> {
+    let body = serde_json::to_vec(machine)?;
     let mut bytes = Vec::with_capacity(HEAD + body.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -135,6 +133,14 @@ pub fn write(dir: &Path, machine: &Machine) -> Result<(), Error> {
     bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
     bytes.extend_from_slice(sum(&bytes, &body).as_bytes());
     bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// Writes the manifest into `dir`, and to the disk.
+pub fn write(dir: &Path, machine: &Machine) -> Result<(), Error> {
+    let path = dir.join(NAME);
+    let io = |e| Error::Io(path.clone(), "write", e);
+    let bytes = encode(machine).map_err(|e| io(e.into()))?;
     let mut file = File::create(&path).map_err(io)?;
     file.write_all(&bytes).map_err(io)?;
     file.sync_all().map_err(io)
@@ -151,7 +157,8 @@ pub fn load(dir: &Path) -> Result<Machine, Error> {
     decode(&bytes, &path)
 }
 
-fn decode(bytes: &[u8], path: &Path) -> Result<Machine, Error> {
+/// The reverse; `path` is for messages.
+pub fn decode(bytes: &[u8], path: &Path) -> Result<Machine, Error> {
     let bad = |what: &str| Error::Damaged(path.into(), what.into());
     let head = bytes.get(..HEAD).ok_or_else(|| bad("it is cut off"))?;
     if head[..8] != MAGIC {

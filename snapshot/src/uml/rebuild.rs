@@ -199,7 +199,7 @@ pub fn rebuild(plan: Plan<'_>) -> Result<i32, Error> {
 }
 
 /// What a damaged or hostile manifest could say that would lead us astray.
-fn check(machine: &Machine) -> Result<(), Error> {
+pub(crate) fn check(machine: &Machine) -> Result<(), Error> {
     let bad = |what: &str| Err(Error::Damaged(image::MEMORY.into(), what.into()));
     let len = machine.memory_len;
     if len == 0 || !len.is_multiple_of(PAGE) || len > 1 << 40 {

@@ -7,7 +7,7 @@ use cowfs::fs::{Inode, key};
 use cowfs::store::disk::Disk;
 use cowfs::store::log::Record;
 use cowfs::store::{Catalog, CatalogOp, log, superblock};
-use cowfs_fuzz::{put_record, store};
+use cowfs_fuzz::{put_record, seeds, store};
 use cowfs_tests::simdisk::SimDisk;
 
 fn inode(kind: u32, nlink: u32, size: u64, flags: u32) -> Vec<u8> {
@@ -384,4 +384,7 @@ fn main() {
     {
         put("names", &i.to_string(), names.as_bytes());
     }
+    seeds::snapshots(&put);
+    seeds::machines(&put);
+    seeds::guests(&put);
 }

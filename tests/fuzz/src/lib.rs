@@ -1,7 +1,11 @@
-//! What the fuzz targets share: a reader of inputs, a tree in memory, pages in memory, and a store to damage.
+//! What the fuzz targets share: a reader of inputs, a tree in memory, pages in memory, a store to damage, and snapshots.
 
+pub mod json;
 pub mod kv;
 pub mod pages;
+pub mod sample;
+pub mod seeds;
+pub mod snap;
 pub mod store;
 
 /// Takes an input apart. Numbers past its end are 0, byte strings are cut short.

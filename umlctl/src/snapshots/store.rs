@@ -2,13 +2,13 @@
 //! more file, `about`: what umlctl itself must know to make a machine of it.
 
 use crate::vm::config::Config;
-use crate::vm::home::Home;
+use crate::vm::home::{Home, MOST};
 use crate::vm::name::Name;
 use serde::{Deserialize, Serialize};
 use snapshot::uml::image;
 use snapshot::uml::manifest::{self, Machine};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -258,7 +258,11 @@ impl Snapshot {
         }
         let path = self.dir.join(ABOUT);
         let damaged = |what: &str| Error::Damaged(path.clone(), what.into());
-        let text = fs::read_to_string(&path).map_err(io("read", &path))?;
+        let mut text = String::new();
+        let file = fs::File::open(&path).map_err(io("open", &path))?;
+        file.take(MOST)
+            .read_to_string(&mut text)
+            .map_err(io("read", &path))?;
         let (sum, body) = text
             .split_once('\n')
             .ok_or_else(|| damaged("it is cut off"))?;

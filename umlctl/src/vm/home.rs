@@ -9,9 +9,12 @@ use nix::fcntl::{FcntlArg, fcntl};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, DirBuilder, File};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// No file of JSON is longer.
+pub(crate) const MOST: u64 = 16 << 20;
 
 /// Where all VMs are.
 #[derive(Debug, Clone)]
@@ -254,7 +257,11 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<
     struct Version {
         version: u32,
     }
-    let bytes = fs::read(path).map_err(io("read", path))?;
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(io("read", path))?;
+    file.take(MOST)
+        .read_to_end(&mut bytes)
+        .map_err(io("read", path))?;
     let malformed = |e: serde_json::Error| Error::Malformed {
         path: path.to_owned(),
         why: e.to_string(),
