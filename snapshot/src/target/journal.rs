@@ -170,12 +170,15 @@ impl Record {
             }
             let mut bytes = vec![0u8; (len - at).min(HEAD as u64 * 8) as usize];
             file.read_exact_at(&mut bytes, at)?;
-            let n = bytes
-                .last_chunk::<8>()
-                .map_or(0, |w| u64::from_le_bytes(*w).min(MOST));
-            let whole = (HEAD as u64 + n * THREAD as u64 + 1) * 8;
-            bytes = vec![0; (len - at).min(whole) as usize];
-            file.read_exact_at(&mut bytes, at)?;
+            // What does not begin as a record is not read any further: its length would be anything.
+            if bytes.starts_with(&MAGIC.to_le_bytes()) {
+                let n = bytes
+                    .last_chunk::<8>()
+                    .map_or(0, |w| u64::from_le_bytes(*w).min(MOST));
+                let whole = (HEAD as u64 + n * THREAD as u64 + 1) * 8;
+                bytes = vec![0; (len - at).min(whole) as usize];
+                file.read_exact_at(&mut bytes, at)?;
+            }
             match (Self::decode(&bytes), &best) {
                 (Ok(r), Ok(b)) if r.0 <= b.0 => {}
                 (Ok(r), _) => best = Ok(r),
