@@ -29,7 +29,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<[JoinHandle<()>; 2]
 
 fn serve(shared: &Shared) {
     shared.server.tid.store(gettid().as_raw(), SeqCst);
-    crate::sys::sched::prefer_this_thread();
+    // The thread that commands the stop is preferred, too, and may be where this one is.
+    crate::sys::sched::prefer_this_thread_most();
     let mut place = Place::new(shared.source.pid, Side::With, shared.cpus);
     let mut room = Room::new();
     let mut faults = Vec::with_capacity(64);

@@ -6,6 +6,7 @@
 //! long. A thread that copies, on the other hand, is in nobody's way only where the target does not run; the kernel's
 //! balancing takes tens of milliseconds to find that out.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -65,6 +66,8 @@ pub struct Place {
     next: Option<Instant>,
     /// When the target was seen to run.
     ran: Option<Instant>,
+    /// When each of several threads was looked at, and how long it had run by then, nanoseconds.
+    seen: HashMap<i32, (Instant, u64)>,
 }
 
 impl Place {
@@ -79,6 +82,7 @@ impl Place {
             now: None,
             next: None,
             ran: None,
+            seen: HashMap::new(),
         }
     }
 
@@ -94,7 +98,7 @@ impl Place {
         if self.next.is_some_and(|next| now < next) {
             return;
         }
-        let running = running(self.pid, self.side);
+        let running = self.running();
         self.next = Some(now + FRESH.max(now.elapsed() * SHARE));
         if !running.is_empty() {
             self.ran = Some(now);
@@ -102,8 +106,46 @@ impl Place {
             return;
         }
         let wanted = choose(self.side, &all, &running);
-        if self.now.unwrap_or(all) != wanted && sched_setaffinity(SELF, &wanted).is_ok() {
+        // At first it has what the thread had that made it.
+        if self.now != Some(wanted) && sched_setaffinity(SELF, &wanted).is_ok() {
             self.now = Some(wanted);
+        }
+    }
+}
+
+impl Place {
+    /// Processors of the target's threads; none if no place is better than another.
+    fn running(&mut self) -> Vec<usize> {
+        let threads = proc::threads(self.pid).unwrap_or_default();
+        let processor = |tid| usize::try_from(proc::stat(tid).ok()?.processor).ok();
+        match (self.side, &threads[..]) {
+            // While it waits for a fault it leaves its processor free. (Of several threads, another one may need it.)
+            (Side::With, &[tid]) => processor(tid).into_iter().collect(),
+            (Side::With, _) => Vec::new(),
+            (Side::Apart, &[tid]) => {
+                let stat = proc::stat(tid).ok().filter(|s| s.state == 'R');
+                let processor = stat.and_then(|s| usize::try_from(s.processor).ok());
+                processor.into_iter().collect()
+            }
+            (Side::Apart, many) if many.len() > MOST_THREADS => Vec::new(),
+            (Side::Apart, many) => {
+                let busy: Vec<i32> = many.iter().copied().filter(|&t| self.is_busy(t)).collect();
+                busy.into_iter().filter_map(processor).collect()
+            }
+        }
+    }
+
+    /// Whether one of several threads has run for a quarter of the time since it was looked at before. Those that wake up for a
+    /// moment, or are stopped and asked by us, would else be taken for threads that need a processor.
+    fn is_busy(&mut self, tid: i32) -> bool {
+        let (now, Some(ran)) = (Instant::now(), ran(tid)) else {
+            return false;
+        };
+        match self.seen.insert(tid, (now, ran)) {
+            Some((at, before)) => {
+                u128::from(ran.saturating_sub(before)) * 4 >= (now - at).as_nanos()
+            }
+            None => proc::stat(tid).is_ok_and(|s| s.state == 'R'),
         }
     }
 }
@@ -116,17 +158,10 @@ impl Drop for Place {
     }
 }
 
-/// Processors that the target's threads run on, or wait for; none if no place is better than another.
-fn running(pid: i32, side: Side) -> Vec<usize> {
-    let threads = proc::threads(pid).unwrap_or_default();
-    // One thread that waits for a fault leaves its processor free; of several, another one may be there, and need it.
-    if threads.len() > MOST_THREADS || (side == Side::With && threads.len() > 1) {
-        return Vec::new();
-    }
-    let stats = threads.iter().filter_map(|&tid| proc::stat(tid).ok());
-    let busy = stats.filter(|s| s.state == 'R');
-    busy.filter_map(|s| usize::try_from(s.processor).ok())
-        .collect()
+/// How long a thread has run, nanoseconds (`/proc/TID/schedstat`).
+fn ran(tid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// The processors for a thread. All that it may use, if the target does not run, or runs everywhere.

@@ -3,9 +3,13 @@
 /// The calling thread, by sched(7)'s number.
 const SELF: i32 = 0;
 
+/// Priorities in real time: of what is preferred, and of what that must wait for.
+const PREFERRED: i32 = 1;
+const FIRST: i32 = 2;
+
 /// Schedules a thread in real time, which threads that it makes do not inherit.
-fn real_time(tid: i32) -> bool {
-    set(tid, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, 1)
+fn real_time(tid: i32, priority: i32) -> bool {
+    set(tid, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, priority)
 }
 
 /// Schedules a thread as most are.
@@ -26,7 +30,16 @@ fn set(tid: i32, policy: i32, priority: i32) -> bool {
 /// either, nothing changes. For threads that others wait on and that do little at a time. Threads that it makes do not
 /// inherit it.
 pub fn prefer_this_thread() {
-    if !real_time(SELF) {
+    prefer(PREFERRED);
+}
+
+/// The same, before all other threads of ours: for one that must not wait until they sleep.
+pub fn prefer_this_thread_most() {
+    prefer(FIRST);
+}
+
+fn prefer(priority: i32) {
+    if !real_time(SELF, priority) {
         // SAFETY: the call takes numbers only; 0 is the calling thread.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     }
@@ -67,7 +80,7 @@ impl Boost {
         if unsafe { libc::sched_getscheduler(pid) } != libc::SCHED_OTHER {
             return None;
         }
-        real_time(pid).then_some(Self(pid))
+        real_time(pid, PREFERRED).then_some(Self(pid))
     }
 }
 
