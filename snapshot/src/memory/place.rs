@@ -111,9 +111,7 @@ impl Place {
             self.now = Some(wanted);
         }
     }
-}
 
-impl Place {
     /// Processors of the target's threads; none if no place is better than another.
     fn running(&mut self) -> Vec<usize> {
         let threads = proc::threads(self.pid).unwrap_or_default();
@@ -122,11 +120,8 @@ impl Place {
             // While it waits for a fault it leaves its processor free. (Of several threads, another one may need it.)
             (Side::With, &[tid]) => processor(tid).into_iter().collect(),
             (Side::With, _) => Vec::new(),
-            (Side::Apart, &[tid]) => {
-                let stat = proc::stat(tid).ok().filter(|s| s.state == 'R');
-                let processor = stat.and_then(|s| usize::try_from(s.processor).ok());
-                processor.into_iter().collect()
-            }
+            (Side::Apart, &[tid]) if !runs(tid) => Vec::new(),
+            (Side::Apart, &[tid]) => processor(tid).into_iter().collect(),
             (Side::Apart, many) if many.len() > MOST_THREADS => Vec::new(),
             (Side::Apart, many) => {
                 let busy: Vec<i32> = many.iter().copied().filter(|&t| self.is_busy(t)).collect();
@@ -138,14 +133,14 @@ impl Place {
     /// Whether one of several threads has run for a quarter of the time since it was looked at before. Those that wake up for a
     /// moment, or are stopped and asked by us, would else be taken for threads that need a processor.
     fn is_busy(&mut self, tid: i32) -> bool {
-        let (now, Some(ran)) = (Instant::now(), ran(tid)) else {
+        let (now, Ok([ran, ..])) = (Instant::now(), proc::ran(tid)) else {
             return false;
         };
         match self.seen.insert(tid, (now, ran)) {
             Some((at, before)) => {
                 u128::from(ran.saturating_sub(before)) * 4 >= (now - at).as_nanos()
             }
-            None => proc::stat(tid).is_ok_and(|s| s.state == 'R'),
+            None => runs(tid),
         }
     }
 }
@@ -158,10 +153,9 @@ impl Drop for Place {
     }
 }
 
-/// How long a thread has run, nanoseconds (`/proc/TID/schedstat`).
-fn ran(tid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/schedstat")).ok()?;
-    text.split_ascii_whitespace().next()?.parse().ok()
+/// Whether a thread runs, or waits for a processor only.
+fn runs(tid: i32) -> bool {
+    proc::stat(tid).is_ok_and(|s| s.state == 'R')
 }
 
 /// The processors for a thread. All that it may use, if the target does not run, or runs everywhere.

@@ -5,7 +5,7 @@ mod stat;
 mod status;
 
 pub use maps::{Map, MapKind, maps, parse_maps, parse_vm_flags, vm_flags};
-pub use stat::{Stat, parse as parse_stat, stat};
+pub use stat::{Ran, Stat, parse as parse_stat, ran, stat};
 pub use status::{Status, parse as parse_status, status};
 
 use std::path::{Path, PathBuf};

@@ -84,6 +84,21 @@ pub fn parse(text: &str) -> Option<Stat> {
     })
 }
 
+/// How long a process or a thread has run and has waited for a processor, nanoseconds, and how often it got one: changes whenever
+/// it ran in between.
+pub type Ran = [u64; 3];
+
+/// Reads `/proc/PID/schedstat`.
+pub fn ran(pid: i32) -> Result<Ran, Error> {
+    let bytes = super::read_bytes(pid, "schedstat")?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut words = text
+        .split_ascii_whitespace()
+        .map(|w| w.parse().unwrap_or(0));
+    let mut next = || words.next().unwrap_or(0);
+    Ok([next(), next(), next()])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

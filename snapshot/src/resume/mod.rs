@@ -206,37 +206,11 @@ fn plan<'a>(
     } else {
         Fill::Lazy
     };
-    let mut used: Vec<(u64, u64)> = maps.iter().map(|m| (m.start, m.end)).collect();
-    for s in &manifest.spaces {
-        used.extend(s.ranges.iter().map(|r| (r.start, r.end)));
-    }
-    let base = memory::free_place(&mut used, RESERVE)?;
-    let aside = memory::free_place(&mut used, 1 << 20)?;
+    let used = maps.iter().map(|m| (m.start, m.end)).collect();
     let helpers = open::helpers(manifest, source, options.twin)?;
     let mut script = Script::default();
-    let mut tables = Vec::new();
-    let own_limits = host::own_limits();
-    for p in manifest.processes.iter().filter(|p| p.zombie.is_none()) {
-        let space = manifest.spaces.get(p.space as usize);
-        let x = Exchange {
-            number: p.space,
-            space: space.ok_or(Error::Manifest("no such address space"))?,
-            scratch: (base, RESERVE),
-            aside,
-            vdso: &vdso,
-            helpers: &helpers,
-            fill,
-            template: options.template,
-        };
-        let tables_of = process(
-            &mut script,
-            p,
-            &x,
-            (manifest, options),
-            (source, &own_limits),
-        )?;
-        tables.push(tables_of);
-    }
+    let with = (&vdso, &helpers, fill);
+    let (base, tables) = tables(&mut script, used, (manifest, options), source, with)?;
     let len = script.len();
     if len as u64 > RESERVE {
         return Err(Error::Manifest("there are too many ranges"));
@@ -263,29 +237,43 @@ pub(crate) fn rehearse(manifest: &Manifest, source: &dyn PageSource) -> Result<u
     let options = Options::default();
     let mut script = Script::default();
     for fill in [Fill::Lazy, Fill::Eager] {
-        let mut used = Vec::new();
-        for s in &manifest.spaces {
-            used.extend(s.ranges.iter().map(|r| (r.start, r.end)));
-        }
-        let base = memory::free_place(&mut used, RESERVE)?;
-        let aside = memory::free_place(&mut used, 1 << 20)?;
-        for p in manifest.processes.iter().filter(|p| p.zombie.is_none()) {
-            let space = manifest.spaces.get(p.space as usize);
-            let x = Exchange {
-                number: p.space,
-                space: space.ok_or(Error::Manifest("no such address space"))?,
-                scratch: (base, RESERVE),
-                aside,
-                vdso: &vdso,
-                helpers: &helpers,
-                fill,
-                template: None,
-            };
-            let limits = (source, &host::own_limits()[..]);
-            process(&mut script, p, &x, (manifest, &options), limits)?;
-        }
+        let with = (&vdso, &helpers, fill);
+        tables(&mut script, Vec::new(), (manifest, &options), source, with)?;
     }
     Ok(script.len())
+}
+
+/// The tables of all processes, and the address that they are to be at: what is `used` here is left free.
+fn tables(
+    script: &mut Script,
+    mut used: Vec<(u64, u64)>,
+    (manifest, options): (&Manifest, &Options<'_>),
+    source: &dyn PageSource,
+    (vdso, helpers, fill): (&OwnVdso, &Helpers, Fill),
+) -> Result<(u64, Vec<Tables>), Error> {
+    for s in &manifest.spaces {
+        used.extend(s.ranges.iter().map(|r| (r.start, r.end)));
+    }
+    let base = memory::free_place(&mut used, RESERVE)?;
+    let aside = memory::free_place(&mut used, 1 << 20)?;
+    let own_limits = host::own_limits();
+    let mut tables = Vec::new();
+    for p in manifest.processes.iter().filter(|p| p.zombie.is_none()) {
+        let space = manifest.spaces.get(p.space as usize);
+        let x = Exchange {
+            number: p.space,
+            space: space.ok_or(Error::Manifest("no such address space"))?,
+            scratch: (base, RESERVE),
+            aside,
+            vdso,
+            helpers,
+            fill,
+            template: options.template,
+        };
+        let limits = (source, &own_limits[..]);
+        tables.push(process(script, p, &x, (manifest, options), limits)?);
+    }
+    Ok((base, tables))
 }
 
 /// The tables of one process. The leader's ends when all threads have ended theirs.

@@ -382,7 +382,7 @@ impl<'a> Tracker<'a> {
         let mut before = std::mem::take(&mut self.users);
         for pid in proc::children(self.main)? {
             let old = before.remove(&pid);
-            let Ok(ran) = users::ran(pid) else {
+            let Ok(ran) = proc::ran(pid) else {
                 // It has ended: as below.
                 before.extend(old.map(|o| (pid, o)));
                 continue;
@@ -403,7 +403,7 @@ impl<'a> Tracker<'a> {
     fn look_at_user(
         &mut self,
         pid: i32,
-        ran: users::Ran,
+        ran: proc::Ran,
         old: Option<Known>,
         pages: &mut Pages,
     ) -> Option<Known> {

@@ -13,20 +13,6 @@ use crate::proc::{self, Map};
 use crate::sys::perf::Mapping;
 use std::collections::{BTreeMap, HashMap};
 
-/// When a process last ran, and how often: changes whenever it ran in between.
-pub type Ran = [u64; 3];
-
-/// Reads it (`/proc/PID/schedstat`).
-pub fn ran(pid: i32) -> Result<Ran, Error> {
-    let bytes = proc::read_bytes(pid, "schedstat")?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut words = text
-        .split_ascii_whitespace()
-        .map(|w| w.parse().unwrap_or(0));
-    let mut next = || words.next().unwrap_or(0);
-    Ok([next(), next(), next()])
-}
-
 /// By what it is seen that a process is the same, and has as much mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
@@ -153,7 +139,7 @@ pub struct Known {
     /// Its number in the machine.
     pub number: i32,
     /// When it was.
-    pub ran: Ran,
+    pub ran: proc::Ran,
     /// What it had mapped.
     pub space: Space,
     /// As of when that was so; none if it was not to be said.
@@ -165,7 +151,7 @@ impl Known {
     pub fn read(pid: i32, main: i32, memory: &Memory) -> Option<Self> {
         Some(Self {
             number: user_number(pid, main)?,
-            ran: ran(pid).ok()?,
+            ran: proc::ran(pid).ok()?,
             space: Space::new(&proc::maps(pid).ok()?, memory),
             stamp: None,
         })

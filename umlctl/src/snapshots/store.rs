@@ -2,13 +2,13 @@
 //! more file, `about`: what umlctl itself must know to make a machine of it.
 
 use crate::vm::config::Config;
-use crate::vm::home::{Home, MOST};
+use crate::vm::home::{Home, read_limited};
 use crate::vm::name::Name;
 use serde::{Deserialize, Serialize};
 use snapshot::uml::image;
 use snapshot::uml::manifest::{self, Machine};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -258,10 +258,8 @@ impl Snapshot {
         }
         let path = self.dir.join(ABOUT);
         let damaged = |what: &str| Error::Damaged(path.clone(), what.into());
-        let mut text = String::new();
-        let file = fs::File::open(&path).map_err(io("open", &path))?;
-        file.take(MOST)
-            .read_to_string(&mut text)
+        let text = read_limited(&path)
+            .and_then(|b| String::from_utf8(b).map_err(std::io::Error::other))
             .map_err(io("read", &path))?;
         let (sum, body) = text
             .split_once('\n')

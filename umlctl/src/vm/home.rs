@@ -14,7 +14,14 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// No file of JSON is longer.
-pub(crate) const MOST: u64 = 16 << 20;
+const MOST: u64 = 16 << 20;
+
+/// The bytes of a file of JSON; of one that is too long, those that do not fit are missing.
+pub(crate) fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// Where all VMs are.
 #[derive(Debug, Clone)]
@@ -257,11 +264,7 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<
     struct Version {
         version: u32,
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(io("read", path))?;
-    file.take(MOST)
-        .read_to_end(&mut bytes)
-        .map_err(io("read", path))?;
+    let bytes = read_limited(path).map_err(io("read", path))?;
     let malformed = |e: serde_json::Error| Error::Malformed {
         path: path.to_owned(),
         why: e.to_string(),
